@@ -34,6 +34,9 @@ SMOKE = {
     "letters.py": SMALL + " --outputs 1 --dictionary {words}",
     "grammars.py": SMALL + " --schemas 8 --drafter blend",
     "head_screen.py": SMALL + " --drafter plain --tokens 4 --rounds 1",
+    "streaming.py": SMALL
+    + " --weights-memory 600KB --limit 2GB --prompts {models}/../data/spec-bench/question.jsonl"
+    + " --count 1 --tokens 4 --megabytes 4 --batch 2",
     "heads.py": SMALL + " --formats int8 --sizes 8",
     "guided.py": SMALL + " --count 1 --rounds 1 --budget 4",
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",

@@ -179,6 +179,8 @@ TRIGGERS = {
     "several-drafts-other-tokens": two_drafts,
     "native-device": lambda: lm(engine="native", device="cpu"),
     "native-mask-pattern": lambda: lm(engine="native", attention="lm_infinite"),
+    "reference-streamed-weights": lambda: lm(engine="reference", weights_memory="1MB"),
+    "static-streamed-weights": lambda: lm(engine="static", weights_memory="1MB"),
     "reference-threads": lambda: lm(engine="reference", threads=2),
     "kv-policy-grouped-kv": lambda: lm(kv_format="int4").generate("a", kv_policy="tova"),
     "position-drafter-grouped-kv": lambda: lm(kv_format="int3", drafter="sparse_kv").generate("a"),

@@ -180,9 +180,11 @@ Logits hidden(Engine& engine) {
 }
 
 nb::dict profile_of(Engine& engine) {
-    const Profile profile = locked(engine, [&] { return engine.model.profile; });
+    const auto [profile, streams] =
+        locked(engine, [&] { return std::pair(engine.model.profile, bool(engine.model.stream)); });
     nb::dict stages;
     for (size_t i = 0; i < kStageCount; ++i) {
+        if (!streams && i == static_cast<size_t>(Stage::stream)) continue;
         const Spent& spent = profile[i];
         stages[kStageNames[i]] = nb::make_tuple(spent.seconds, spent.busy, spent.bytes, spent.macs);
     }
@@ -200,6 +202,13 @@ nb::tuple count_pages(Engine& engine) {
     const PagePool::Count count = engine.model.memory.count();
     nb::object limit = count.limit == SIZE_MAX ? nb::none() : nb::object(nb::int_(count.limit));
     return nb::make_tuple(count.used, count.shared, count.reserved, limit);
+}
+
+nb::tuple count_streamed(Engine& engine) {
+    const WeightStream* stream = engine.ready ? engine.model.stream.get() : nullptr;
+    if (!stream) return nb::make_tuple(0, 0, -1);
+    return nb::make_tuple(stream->streamed_layers(), stream->streamed_bytes(),
+                          stream->descriptor());
 }
 
 void set_page_limit(Engine& engine, std::optional<size_t> pages) {
@@ -524,7 +533,7 @@ void bind_passes(nb::class_<Engine>& model) {
         .def("profile", &profile_of,
              nb::sig("def profile(self) -> dict[str, tuple[float, float, float, float]]"),
              "Return seconds, busy seconds, bytes and multiply-adds of each stage of the passes\n"
-             "since profiling was switched on.")
+             "since profiling was switched on; those of `stream` are waits for the disk.")
         .def_prop_rw(
             "profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
             "Whether passes are timed; switching it on forgets the profile so far.");
@@ -545,6 +554,9 @@ void bind_properties(nb::class_<Engine>& model) {
         .def_prop_ro(
             "bytes", [](Engine& e) { return e.model.bytes; },
             "Bytes of the matrices that every pass reads.")
+        .def_prop_ro(
+            "streamed", &count_streamed, nb::sig("def streamed(self) -> tuple[int, int, int]"),
+            "Layers that each pass reads from a file, their bytes, and the file's descriptor or -1.")
         .def_prop_ro(
             "page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); },
             "Bytes of a page of keys and values.")
@@ -578,6 +590,7 @@ void bind_properties(nb::class_<Engine>& model) {
 void bind_engine(nb::module_& m) {
     nb::exception<MemoryFull>(m, "MemoryFullError", PyExc_ValueError);
     nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
+    nb::exception<FileError>(m, "WeightFileError", PyExc_RuntimeError);
     bind_formats(m);
     bind_sequence(m);
     nb::class_<Engine> model(

@@ -183,7 +183,7 @@ Logits get_weight(Engine& engine, const std::string& name) {
         locked(engine, [&] { return engine.model.weights.extent_of(name); });
     auto values = std::make_unique<float[]>(rows * inputs);
     locked(engine, [&, width = inputs] {
-        engine.model.weights.get(name, [&](size_t row, const std::vector<float>& from) {
+        engine.model.get(name, [&](size_t row, const std::vector<float>& from) {
             std::copy(from.begin(), from.end(), values.get() + row * width);
         });
     });
@@ -229,6 +229,14 @@ size_t set_byte_activations(Engine& engine, const std::vector<std::string>& name
     return locked(engine, [&] {
         if (!engine.ready) refuse("the model is not loaded");
         return engine.model.weights.set_byte_activations(kinds);
+    });
+}
+
+void stream_weights(Engine& engine, const std::string& path, size_t budget) {
+    locked(engine, [&] {
+        if (!engine.model.weights.empty() || engine.ready)
+            refuse("weights were stored before they were told to stream");
+        engine.model.stream_weights(path, budget);
     });
 }
 
@@ -285,6 +293,11 @@ void bind_loading(nb::class_<Engine>& model) {
              "Store a matrix of a GGUF file as it is, after `set_format` with its type in lower\n"
              "case: uint8 [out, bytes of a row]. `mapped`: as for `set`.")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
+        .def("stream_weights", &stream_weights, nb::arg("path"), nb::arg("budget"),
+             nb::sig("def stream_weights(self, path: str, budget: int) -> None"),
+             "Keep at most `budget` bytes of weights in memory, and read other layers from a new\n"
+             "file at `path` in each pass; before any weight is stored. The file has no name while\n"
+             "it is open.")
         .def("set_byte_activations", &set_byte_activations, nb::arg("kinds"),
              nb::sig("def set_byte_activations(self, kinds: list[str]) -> int"),
              "Multiply with activations rounded to 8 bits in blocks of 32 in products of these kinds\n"

@@ -135,8 +135,9 @@ bool Matrix::set_byte_activations(bool on) {
 
 void Matrix::reserve() {
     if (data) return;
+    if (streamed) refuse("this weight was given before, and its layer is complete");
     if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
-    data = Buffer(panels * panel_bytes);
+    data = Buffer(bytes());
 }
 
 void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
@@ -206,11 +207,14 @@ Matrix Matrix::gather(std::span<const int32_t> rows) const {
     return part;
 }
 
-void Matrix::unpack(size_t row, float scale, float* out) const {
-    const uint8_t* panel = data.bytes() + row / kPanel * panel_bytes;
-    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, group, scale, out);
+void Matrix::unpack(const uint8_t* layer, size_t row, float scale, float* out) const {
+    unpack_panel(panels_in(layer) + row / kPanel * panel_bytes, row % kPanel, scale, out);
+}
+
+void Matrix::unpack_panel(const uint8_t* panel, size_t row, float scale, float* out) const {
+    if (order.empty()) return format->unpack(panel, row, inputs, group, scale, out);
     std::vector<float> placed(inputs);
-    format->unpack(panel, row % kPanel, inputs, group, scale, placed.data());
+    format->unpack(panel, row, inputs, group, scale, placed.data());
     for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
 }
 
@@ -250,7 +254,7 @@ void FusedMatrix::set_format(const std::string& name, size_t part, const FormatK
     if (!format.grouped && group != 1)
         refuse("weight '" + name + "' cannot have groups of its own in " + format.name);
     if (!group) refuse("weight '" + name + "' has groups of no inputs");
-    const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return bool(m.data); });
+    const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return m.data || m.streamed; });
     if (stored || bias) refuse("weight '" + name + "' comes too late to choose a format");
     formats_[part] = {&format, group};
     apart_ = apart;

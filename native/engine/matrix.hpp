@@ -26,7 +26,7 @@ struct StoredRows {
 // A matrix in panels of sixteen output rows, in one of the formats.
 struct Matrix {
     Matrix() = default;
-    // `reserve` gives it memory.
+    // `reserve` gives it memory. Throws std::invalid_argument if it was written to a file.
     Matrix(const FormatKernels& format, size_t group, size_t panels, size_t inputs);
     void reserve();
 
@@ -46,7 +46,16 @@ struct Matrix {
     // Some rows of it, bit for bit, in panels of their own.
     Matrix gather(std::span<const int32_t> rows) const;
     // Row `row` times `scale`, `inputs` floats.
-    void unpack(size_t row, float scale, float* out) const;
+    void unpack(size_t row, float scale, float* out) const { unpack(nullptr, row, scale, out); }
+    // The same of a matrix in a layer that lies at `layer`; null: it has memory of its own.
+    void unpack(const uint8_t* layer, size_t row, float scale, float* out) const;
+    // The same of a row of one panel, 0 to 15.
+    void unpack_panel(const uint8_t* panel, size_t row, float scale, float* out) const;
+    // Where its panels are, likewise.
+    const uint8_t* panels_in(const uint8_t* layer) const {
+        return streamed ? layer + place : data.bytes();
+    }
+    size_t bytes() const { return panels * panel_bytes; }
 
     // Multiplies with activations of 8 bits where the format can, or with those it has otherwise.
     // Whether it does.
@@ -57,7 +66,9 @@ struct Matrix {
     size_t group = 1;            // blocks that share a scale, where the format leaves it open
     bool rounded = false;        // whether it was packed
     size_t panels = 0, inputs = 0, panel_bytes = 0;
-    Buffer data;
+    Buffer data;                 // empty while `streamed`
+    bool streamed = false;       // whether it lies in a file, see WeightStream
+    size_t entry = 0, place = 0;  // its entry there (a layer), and its offset in it
     std::vector<int32_t> order;  // the input at each place; empty: they are in order
     bool loaded = false;         // whether a weight set `order`
 };
@@ -99,6 +110,7 @@ public:
     }
 
     std::span<const Matrix> matrices() const { return matrices_; }
+    std::span<Matrix> matrices() { return matrices_; }
     size_t inputs() const { return inputs_; }
     size_t panels() const;
 

@@ -20,8 +20,22 @@ Model::Model(Shape given, const Kernels& kernels, const FormatKernels& format,
       few_read(few_read ? *few_read : FewRead{}),
       pool_(std::make_unique<Pool>(threads)) {}
 
+void Model::stream_weights(const std::string& path, size_t budget) {
+    stream = std::make_unique<WeightStream>(path, budget, shape.layers.size());
+}
+
+// Gives a layer that has just been completed to the stream.
+void Model::place(const std::string& name) {
+    if (stream && name == "embed" && !shape.tied)
+        stream->place_rows(weights.untied_embedding.matrices()[0]);
+    const std::optional<size_t> layer = stream ? weights.layer_index(name) : std::nullopt;
+    if (layer && !stream->placed(*layer) && weights.complete(*layer))
+        stream->place(*layer, weights.matrices_of(*layer), weights.other_bytes());
+}
+
 void Model::finish() {
     weights.check();
+    if (stream && !stream->finish(weights.other_bytes())) stream.reset();
     bytes = weights.bytes();
     parameters = weights.parameters();
 }

@@ -12,6 +12,7 @@
 #include "support/thread_pool.hpp"
 #include "engine/profile.hpp"
 #include "engine/shape.hpp"
+#include "engine/weight_stream.hpp"
 #include "engine/weights.hpp"
 
 namespace paceline {
@@ -89,17 +90,32 @@ public:
     // A new, empty sequence.
     KVCache open() { return KVCache(layout, memory); }
 
-    // See Weights::set.
+    // Lets layers beyond so many bytes of weights lie in a file; before any weight is given.
+    // See WeightStream.
+    void stream_weights(const std::string& path, size_t budget);
+
+    // See Weights::set. These throw FileError where weights are streamed, too.
     void set(const std::string& name, const TensorSource& weight) {
         weights.set(name, weight, *pool_);
+        place(name);
     }
 
     // See Weights::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order) {
         weights.load(name, rows, order, *pool_);
+        place(name);
     }
     void load_blocks(const std::string& name, const StoredRows& rows) {
         weights.load_blocks(name, rows, *pool_);
+        place(name);
+    }
+
+    // See Weights::get. Throws FileError, too.
+    template <class Use>
+    void get(const std::string& name, Use use) const {
+        const Matrix& matrix = weights.matrix(name);
+        const AlignedBuffer memory = matrix.streamed ? stream->read(matrix) : AlignedBuffer();
+        weights.get(name, memory.bytes(), use);
     }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
@@ -125,6 +141,7 @@ public:
     const PageLayout layout;
     PagePool memory;  // of all sequences
     Weights weights;
+    std::unique_ptr<WeightStream> stream;  // or null: all weights are in memory
     std::unique_ptr<HeadScreen> screen;  // or null
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.
@@ -141,6 +158,8 @@ public:
     Pool& pool() const { return *pool_; }
 
 private:
+    void place(const std::string& name);
+
     std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };
 

@@ -275,7 +275,7 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
     for (size_t i = 0; i < matrices.size(); ++i) {
         const Matrix& matrix = matrices[i];
         const size_t like = same_layout(matrices, i), begin = gate_apart ? 0 : panels;
-        job.panels = matrix.data.bytes();
+        job.panels = matrix.panels_in(layer_at_);
         job.panel_bytes = matrix.panel_bytes;
         job.group = matrix.group;
         job.inputs = matrix.inputs;
@@ -319,16 +319,27 @@ size_t Pass::whole_chunks(size_t panels) const {
 }
 
 void Pass::plan() {
+    if (model_.stream) model_.stream->begin(layers_);
     add_rows(&Pass::embed, 0, Stage::embed);
     size_t heads = 0;
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (logits_ && heads + 1 < view_.heads() &&
             static_cast<size_t>((*view_.exits)[heads]) == i)
             plan_head(layers_[i], heads++);
-        plan_layer(layers_[i]);
+        model_.stream && model_.stream->streams(layers_[i]) ? plan_streamed(layers_[i])
+                                                            : plan_layer(layers_[i]);
     }
     if (logits_) plan_head(shape_.layers.size(), heads);
     plan_fetches();
+}
+
+// A layer that is in memory only while it runs.
+void Pass::plan_streamed(size_t layer) {
+    layer_at_ = model_.stream->address(layer);
+    add_chunks(Stage::stream, &Pass::wait_for_layer, layer, 1);
+    plan_layer(layer);
+    add_chunks(Stage::stream, &Pass::release_layer, layer, 1);
+    layer_at_ = nullptr;
 }
 
 // Tells each phase which product comes next.
@@ -356,7 +367,7 @@ const uint8_t* Pass::start_of(size_t product, size_t panel) const {
     for (size_t i = product; i < product + products_[product].parts; ++i) {
         const PendingProduct& linear = products_[i];
         if (panel >= linear.first && panel < linear.first + linear.matrix->panels)
-            return linear.matrix->data.bytes() + (panel - linear.first) * linear.matrix->panel_bytes;
+            return linear.job.panels + (panel - linear.first) * linear.matrix->panel_bytes;
     }
     return nullptr;
 }
@@ -439,8 +450,16 @@ void Pass::plan_layer(size_t layer) {
 }
 
 void Pass::work(size_t phase, size_t chunk, size_t thread) {
-    for (size_t step = phases_[phase].first; step < phases_[phase].last; ++step)
+    for (size_t step = phases_[phase].first; step < phases_[phase].last && !failed(); ++step)
         clock_.starts.empty() ? run(steps_[step], chunk, thread) : run_timed(step, chunk, thread);
+}
+
+void Pass::wait_for_layer(size_t layer, size_t, size_t, Buffer&) {
+    if (!model_.stream->wait(layer)) failed_ = true;
+}
+
+void Pass::release_layer(size_t, size_t, size_t, Buffer&) {
+    if (!failed()) model_.stream->release();
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
@@ -487,6 +506,9 @@ void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, con
     if (batch.empty()) return;
     const auto pass = std::make_shared<Pass>(model, batch, logits, view, screened);
     model.pool().run(pass, pass->threads());
+    if (pass->failed())  // what it wrote into caches must not be committed
+        for (const Branch& branch : batch) branch.cache->remember(branch.parents, 0, false);
+    if (model.stream) model.stream->end();
     if (model.profiling) pass->account(model.profile);
     for (const Branch& branch : batch)
         branch.cache->remember(branch.parents, branch.nodes, view.partial());

@@ -1,6 +1,7 @@
 // One forward pass as a task: phases of chunks, in the order in which they depend on each other.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <vector>
 
@@ -19,6 +20,9 @@ public:
 
     // How many threads are worth waking for so much work.
     size_t threads() const { return threads_; }
+
+    // After the pass: whether weights could not be read, so that its results mean nothing.
+    bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
     // After the pass, if the model is profiling: adds where its time went.
     void account(Profile& profile) const;
@@ -105,6 +109,7 @@ private:
     void reserve();
     void plan();
     void plan_layer(size_t layer);
+    void plan_streamed(size_t layer);
     void plan_head(size_t layer, size_t place);
     void add_chunks(Stage part, Work work, size_t index, size_t chunks);
     void add(Stage part, Work work, size_t index, size_t things, size_t least);
@@ -142,8 +147,10 @@ private:
     void plan_screen();
     void arrange_screen(size_t, size_t chunk, size_t chunks, Buffer&);
     void multiply_screen(size_t, size_t chunk, size_t chunks, Buffer&);
+    void wait_for_layer(size_t layer, size_t, size_t, Buffer&);
+    void release_layer(size_t layer, size_t, size_t, Buffer&);
 
-    void mix(const Branch& branch, size_t node, float* x, float* other) const;
+    void mix(const Branch& branch, size_t node, float* x, float* other);
     void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
     void norm_head(const Norm& norm, float* head, size_t dim) const;
     const Norm* norm_before(size_t layer) const;
@@ -211,6 +218,8 @@ private:
     std::vector<Phase> phases_;
     std::vector<Fetched> fetched_;  // of each thread
     std::vector<PendingProduct> products_;
+    const uint8_t* layer_at_ = nullptr;  // while planning: where the layer lies, if it is streamed
+    std::atomic<bool> failed_{false};
     Clock clock_;
 };
 

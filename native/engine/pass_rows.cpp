@@ -43,13 +43,19 @@ void scale_row(float* row, float scale, size_t size) {
 }  // namespace
 
 // A weight of 0 adds nothing, and a single weight of 1 changes no bit.
-void Pass::mix(const Branch& branch, size_t node, float* x, float* other) const {
+void Pass::mix(const Branch& branch, size_t node, float* x, float* other) {
     bool first = true;
     for (size_t i = node * branch.mixed; i < (node + 1) * branch.mixed; ++i) {
         const float weight = branch.weights ? branch.weights[i] : 1.0f;
         if (weight == 0.0f) continue;
         float* to = first ? x : other;
-        model_.weights.embedding().unpack(branch.tokens[i], shape_.embedding_scale * weight, to);
+        const Matrix& embedding = model_.weights.embedding();
+        const auto token = static_cast<size_t>(branch.tokens[i]);
+        const float scale = shape_.embedding_scale * weight;
+        if (!embedding.streamed)
+            embedding.unpack(token, scale, to);
+        else if (!model_.stream->unpack(embedding, token, scale, to))
+            failed_ = true;
         if (!first)
             for (size_t k = 0; k < shape_.hidden; ++k) x[k] += other[k];
         first = false;

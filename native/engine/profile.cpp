@@ -39,6 +39,8 @@ Spent Pass::moved(const Step& step) const {
         spent.bytes += static_cast<double>(model_.screen->bytes());
         spent.macs += static_cast<double>(headed_.size() * model_.screen->panels() * kPanel *
                                           shape_.hidden);
+    } else if (step.work == &Pass::wait_for_layer) {
+        spent.bytes += static_cast<double>(model_.stream->bytes(step.index));
     } else if (step.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[step.index];
         for (const Branch& branch : batch_) {

@@ -7,10 +7,10 @@
 
 namespace paceline {
 
-enum class Stage { embed, norm, arrange, qkv, rotate, attention, output, up, down, head, count };
+enum class Stage { embed, norm, arrange, qkv, rotate, attention, output, up, down, head, stream, count };
 constexpr size_t kStageCount = static_cast<size_t>(Stage::count);
 constexpr const char* kStageNames[kStageCount] = {"embed",  "norm",      "arrange", "qkv", "rotate",
-                                            "attention", "output", "up",      "down", "head"};
+                                            "attention", "output", "up",      "down", "head",    "stream"};
 
 struct Spent {
     double seconds = 0;  // from a phase's beginning to the next one's

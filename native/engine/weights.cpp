@@ -253,6 +253,41 @@ size_t Weights::set_byte_activations(const ByteKinds& kinds) {
     return count;
 }
 
+std::optional<size_t> Weights::layer_index(const std::string& name) const {
+    if (!name.starts_with("layers.")) return std::nullopt;
+    return layer_of(name).first;
+}
+
+bool Weights::complete(size_t layer) const {
+    const unsigned absent = shape_.gated ? 0 : 1u << gate;
+    return (layers[layer].seen | absent) == (1u << parts) - 1;
+}
+
+std::vector<Matrix*> Weights::matrices_of(size_t layer) {
+    std::vector<Matrix*> matrices;
+    LayerWeights& weights = layers[layer];
+    for (FusedMatrix* fused : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
+        for (Matrix& matrix : fused->matrices()) matrices.push_back(&matrix);
+    return matrices;
+}
+
+size_t Weights::other_bytes() const {
+    size_t total = positions.size() + head.bias.size();
+    for (const FusedMatrix* fused : {&head, &untied_embedding})
+        for (const Matrix& matrix : fused->matrices()) total += matrix.streamed ? 0 : matrix.bytes();
+    const auto add = [&](const Norm& norm) { total += norm.weight.size() + norm.bias.size(); };
+    add(final_norm);
+    for (const LayerWeights& layer : layers) {
+        for (const FusedMatrix* fused : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+            total += fused->bias.size();
+        for (const Norm* norm : {&layer.attn_norm, &layer.q_norm, &layer.k_norm,
+                                 &layer.attn_inner_norm, &layer.attn_post_norm, &layer.mlp_norm,
+                                 &layer.mlp_inner_norm, &layer.mlp_post_norm})
+            add(*norm);
+    }
+    return total;
+}
+
 const Weights::Place& Weights::place_of(const std::string& name) const {
     const auto place = places_.find(name);
     if (place == places_.end()) refuse("no matrix '" + name + "' has been set");
@@ -299,7 +334,7 @@ void Weights::each_matrix(Use use) const {
 
 size_t Weights::bytes() const {
     size_t total = 0;
-    each_matrix([&](const Matrix& matrix) { total += matrix.data.size(); });
+    each_matrix([&](const Matrix& matrix) { total += matrix.bytes(); });
     return total;
 }
 

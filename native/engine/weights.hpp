@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -47,18 +48,21 @@ public:
               Pool& pool);
     // Takes one matrix in blocks; see Matrix::load_blocks.
     void load_blocks(const std::string& name, const StoredRows& rows, Pool& pool);
-    // The matrix `name` as it is stored, in floats, row by row: `use(row, inputs, values)`.
+    // The matrix `name` as it is stored, in floats, row by row: `use(row, values)`. `layer`: where
+    // its layer lies, if it is streamed.
     // Throws std::invalid_argument if no such matrix has been set.
     template <class Use>
-    void get(const std::string& name, Use use) const {
+    void get(const std::string& name, const uint8_t* layer, Use use) const {
         const auto& [matrix, rows, first, every] = place_of(name);
         std::vector<float> values(matrix->inputs);
         for (size_t row = 0; row < rows; ++row) {
-            matrix->unpack((first + row / kPanel * every) * kPanel + row % kPanel, 1.0f,
+            matrix->unpack(layer, (first + row / kPanel * every) * kPanel + row % kPanel, 1.0f,
                            values.data());
             use(row, values);
         }
     }
+    // Throws std::invalid_argument if no such matrix has been set.
+    const Matrix& matrix(const std::string& name) const { return *place_of(name).matrix; }
     // Rows and inputs of the matrix `name`.
     std::pair<size_t, size_t> extent_of(const std::string& name) const {
         const Place& place = place_of(name);
@@ -72,6 +76,16 @@ public:
     // Of the matrices that every pass multiplies with, padding included.
     size_t bytes() const;
     size_t parameters() const;
+
+    // Whether no matrix has been given.
+    bool empty() const { return places_.empty(); }
+    // The layer that a weight belongs to, if any. Throws std::invalid_argument if there is none.
+    std::optional<size_t> layer_index(const std::string& name) const;
+    // Whether all matrices of a layer have been given.
+    bool complete(size_t layer) const;
+    std::vector<Matrix*> matrices_of(size_t layer);
+    // In memory, of everything but the matrices of layers.
+    size_t other_bytes() const;
 
     // Lets `part_of_head` and its bias hold the head's rows of `tokens`, each in the vocabulary; at
     // once if they do already.

@@ -494,6 +494,9 @@ class MemoryFullError(ValueError):
 class NotTernaryError(ValueError):
     pass
 
+class WeightFileError(RuntimeError):
+    pass
+
 BLOCK_INPUTS: int = 32
 
 def weight_formats() -> list[tuple[str, str, bool, float, str]]:
@@ -685,6 +688,13 @@ class NativeModel:
     def finish(self) -> None:
         """Check that no weight is missing; then passes can run."""
 
+    def stream_weights(self, path: str, budget: int) -> None:
+        """
+        Keep at most `budget` bytes of weights in memory, and read other layers from a new
+        file at `path` in each pass; before any weight is stored. The file has no name while
+        it is open.
+        """
+
     def set_byte_activations(self, kinds: list[str]) -> int:
         """
         Multiply with activations rounded to 8 bits in blocks of 32 in products of these kinds
@@ -727,7 +737,7 @@ class NativeModel:
     def profile(self) -> dict[str, tuple[float, float, float, float]]:
         """
         Return seconds, busy seconds, bytes and multiply-adds of each stage of the passes
-        since profiling was switched on.
+        since profiling was switched on; those of `stream` are waits for the disk.
         """
 
     @property
@@ -777,6 +787,12 @@ class NativeModel:
     @property
     def bytes(self) -> int:
         """Bytes of the matrices that every pass reads."""
+
+    @property
+    def streamed(self) -> tuple[int, int, int]:
+        """
+        Layers that each pass reads from a file, their bytes, and the file's descriptor or -1.
+        """
 
     @property
     def page_bytes(self) -> int:

@@ -71,6 +71,7 @@ class Side(StrEnum):
     LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
+    STREAMED_WEIGHTS = "layers that stream from disk"
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,18 @@ RULES = (
     ),
     Rule(S.NATIVE, S.DEVICE, "it runs on the CPU", "leave the device out"),
     Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
+    Rule(
+        S.REFERENCE,
+        S.STREAMED_WEIGHTS,
+        "torch holds all weights, but for the format stored, whose layers stay in the checkpoint",
+        "take the native engine, or leave weights_memory out",
+    ),
+    Rule(
+        S.STATIC,
+        S.STREAMED_WEIGHTS,
+        "its passes need all weights on the device",
+        "take the native engine, or leave weights_memory out",
+    ),
     Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(
         S.REFERENCE,

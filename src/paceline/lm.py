@@ -80,6 +80,10 @@ class LM:
             `any_precision` or `llm_qfa`) only as many blocks are loaded as fit; `4bits` loads the
             codes of the latter two with so many bits. The engine is then one that holds the blocks
             as they are stored; the native one expands those that it has no kernel for.
+        weights_memory: bytes, or text such as `600MB`: most of the weights that stay in memory, in
+            the native engine. Layers beyond it stream from a file in the cache folder in every
+            pass, which makes plain decoding as slow as the disk, and large draft trees nearly free;
+            outputs do not change. None keeps all in memory.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
         rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained
@@ -127,6 +131,7 @@ class LM:
         device: str | None = None,
         kv_format: str = "auto",
         memory: int | str | None = None,
+        weights_memory: int | str | None = None,
         attention: str | Pattern | None = None,
         kv_policy: str | Policy | None = None,
         rope: str | None = None,
@@ -161,6 +166,7 @@ class LM:
             weight_format=dtype,
             kv_format=kv_format,
             memory=memory,
+            weights_memory=weights_memory,
             attention=attention,
             rope=rope,
         )

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from paceline import registry
-from paceline.arguments import check_integer, check_text, described, wrong
+from paceline.arguments import check_integer, check_size, check_text, described, wrong
 from paceline.attention.base import Pattern
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
@@ -50,6 +50,7 @@ def open_model(
     memory: int | str | None = None,
     attention: str | Pattern | None = None,
     rope: str | None = None,
+    weights_memory: int | str | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, or several as an ensemble, with the arguments of `LM`.
 
@@ -67,9 +68,11 @@ def open_model(
         raise wrong("attention", attention, "a name or a Pattern")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
     size = None if memory is None else parse_memory("memory", memory)
-    if size is not None and len(parts) > 1:
+    budget = None if weights_memory is None else check_size("weights_memory", weights_memory)
+    if (size is not None or budget is not None) and len(parts) > 1:
+        which = "weights_memory" if size is None else "memory"
         raise RequestError(
-            f"memory is that of one checkpoint, and {len(parts)} are named; leave it out, or name "
+            f"{which} is that of one checkpoint, and {len(parts)} are named; leave it out, or name "
             "one"
         )
     models = [load(part, size) for part, _ in parts]
@@ -87,6 +90,7 @@ def open_model(
                 weight_format=weight_format,
                 kv_format=kv_format,
                 pattern=pattern,
+                weights_memory=budget,
             )
             for each in models
         ]

@@ -520,7 +520,7 @@ def test_the_defaults_are_those_documented():
 @pytest.mark.parametrize(
     ("nodes", "seconds", "largest"),
     [
-        ((1, 2, 64, 128), (1.0, 1.0, 2.0, 3.0), 63),  # never more than 64 with the root
+        ((1, 2, 128, 256), (1.0, 1.0, 2.0, 3.0), 127),  # never more than 128 with the root
         ((1, 2, 32), (1.0, 1.0, 2.0), 31),
         ((1, 2, 4, 8), (1.0, 1.5, 3.9, 8.0), 3),  # 8 nodes cost 8 plain passes
         ((1, 2), (1.0, 2.0), 0),

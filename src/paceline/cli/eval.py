@@ -105,6 +105,7 @@ class EvaluatedEngineOptions:
         str, typer.Option(help="Format of MODEL's cached keys and values; the base's is fp32.")
     ] = "auto"
     memory: options.Memory = None
+    weights_memory: options.WeightsMemory = None
     rope: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +131,7 @@ class EvaluatedEngineOptions:
             dtype=self.weight_format,
             kv_format=self.kv_format,
             memory=self.memory,
+            weights_memory=self.weights_memory,
             attention=self.attention,
             rope=self.rope,
             kv_policy=self.kv_policy,

@@ -84,6 +84,13 @@ Memory = Annotated[
         "llm_qfa) as fit, e.g. 80MB; or codes of the latter two with so many bits, e.g. 4bits."
     ),
 ]
+WeightsMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep at most so many bytes of weights in memory, e.g. 600MB, and stream other layers "
+        "from disk in each pass; exact, native engine."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 
@@ -114,6 +121,7 @@ class EngineOptions:
         ),
     ] = "auto"
     memory: Memory = None
+    weights_memory: WeightsMemory = None
     attention: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +157,7 @@ class EngineOptions:
             dtype=self.weight_format,
             kv_format=self.kv_format,
             memory=self.memory,
+            weights_memory=self.weights_memory,
             attention=self.attention,
             rope=self.rope,
             kv_policy=self.kv_policy,

@@ -20,8 +20,8 @@ AUTO = "auto"
 _RUNNING = frozenset(
     {
         *("plan", "drafter", "budget", "engine", "format", "kv_format", "rope", "device"),
-        *("threads", "weight_memory", "attention", "kv_policy", "kv_policy_choice"),
-        *("prefix_cache_dir", "replicas", "ray"),
+        *("threads", "weight_memory", "weights_memory", "attention", "kv_policy"),
+        *("kv_policy_choice", "prefix_cache_dir", "replicas", "ray"),
     }
 )
 

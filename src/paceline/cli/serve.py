@@ -112,6 +112,7 @@ def _open(settings: ServerSettings) -> LM:
         settings.format,
         settings.kv_format,
         settings.weight_memory,
+        None if settings.weights_memory is None else str(settings.weights_memory),
         attention=settings.attention,
         rope=settings.rope,
     )
@@ -288,6 +289,7 @@ _PANELS = {
         "rope",
         "threads",
         "weight_memory",
+        "weights_memory",
     ),
     "Drafting": ("drafter", "budget", "warm"),
     "Plan": ("plan", "known_plan"),

@@ -29,6 +29,7 @@ _CLEAR = 1.05  # gain over plain decoding from which requests that share passes 
 _FIRST_CHECK, _LAST_CHECK = 2, 64
 _DEAR = 0.05  # of a plain pass: a drafter that takes more has one try after a rest
 _EARLY = 8  # drafts that may be slow for reasons that pass
+_MOST_NODES = 128  # of a tree, where T(n) is known so far: where weights stream from disk
 _FIRST = 8  # plain passes whose time is always recorded; later ones every 16th
 
 
@@ -378,4 +379,4 @@ class Governor:
 def _largest_useful(cost: Cost) -> int:
     """Return the nodes below the root at which even a chain of accepted nodes stops to pay."""
     useful = [n for n in cost.nodes if n * cost.at(1) > cost.at(n)]
-    return min(max(useful, default=1), 64) - 1
+    return min(max(useful, default=1), _MOST_NODES) - 1

@@ -29,6 +29,7 @@ from paceline.kvcache.base import Policy
 
 # Prompt logits for drafters that learn from it come in chunks of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
+_STREAMED_PART = 128  # or of so many tokens, where each pass reads weights from disk
 
 
 class Session:
@@ -191,7 +192,9 @@ class Session:
             self._aside = None if on is self.sequence else on
             return TokenTree.chain(tokens)
         if self.wants_prefill_logits:
-            max_tokens = min(max_tokens, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
+            fewest = _STREAMED_PART if self._engine.streamed_bytes else 16
+            fitting = _PREFILL_LOGITS // self._engine.config.vocab_size
+            max_tokens = min(max_tokens, max(fewest, fitting))
         start = self.sequence.length
         if self._policy is not None:
             max_tokens = min(max_tokens, self._policy.distance(start))

@@ -21,6 +21,7 @@ def measure_cost(
     sizes: tuple[int, ...] = SIZES,
     repeats: int = 9,
     pick: Callable[[Sequence[float]], float] = median,
+    warmups: int = 1,
 ) -> Cost:
     """Measure the time of a pass at each size, in turns, so that drift affects all alike.
 
@@ -30,8 +31,9 @@ def measure_cost(
         engine: runs the passes.
         context: committed positions before the tree; None takes `context_for`.
         sizes: increasing numbers of nodes, root included.
-        repeats: passes at each size that count, after one that does not.
+        repeats: passes at each size that count.
         pick: chooses one of the times of a size, e.g. `min`.
+        warmups: passes at each size before them.
     """
     vocabulary = engine.config.vocab_size
     length = context_for(engine) if context is None else context
@@ -39,11 +41,11 @@ def measure_cost(
     trees = {n: _binary(n, vocabulary) for n in sizes}
     seconds: dict[int, list[float]] = {n: [] for n in sizes}
     try:
-        for repeat in range(repeats + 1):
+        for repeat in range(warmups + repeats):
             for n, tree in trees.items():
                 start = perf_counter()
                 engine.forward([(sequence, tree)])
-                if repeat:
+                if repeat >= warmups:
                     seconds[n].append(perf_counter() - start)
     finally:
         engine.release(sequence)

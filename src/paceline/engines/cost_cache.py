@@ -17,6 +17,8 @@ from paceline.engines.cost import measure_cost
 from paceline.machine import machine
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
+# Where weights stream from disk, a pass takes long, and its time hardly depends on its size.
+_STREAMED_SIZES = (1, 8, 32, 64, 96, 128)
 _CHECKED = (1, 8)  # sizes of the passes that are run anew
 _CLEARLY, _RESOLUTION = 0.85, 2e-4  # share of the known time, and seconds, by which they are faster
 _USEFUL = 5.0  # no tree is expected to gain so many tokens
@@ -42,7 +44,8 @@ def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
     """Return T(n) of an engine, measured unless an earlier run has done so.
 
     A curve that was measured on a busy machine is replaced: some passes are run anew, and where
-    they take clearly less than it says, so are all.
+    they take clearly less than it says, so are all. Where weights stream from disk, passes correct
+    the curve while they generate.
 
     Args:
         engine: shape, format and threads decide the time; the values of its weights do not.
@@ -61,7 +64,7 @@ def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
 
     key = _key(engine)
     cost = cached_json("cost", key, make, parse, folder)
-    if fresh or not _outdated(engine, cost):
+    if fresh or engine.streamed_bytes or not _outdated(engine, cost):
         return cost
     return cached_json("cost", key, make, parse, folder, renew=True)
 
@@ -80,10 +83,15 @@ def _outdated(engine: Engine, cost: Cost) -> bool:
 def _measure(engine: Engine) -> Cost:
     """Measure T(n) in about a second, where kernels take a step, up to what can ever pay."""
     times: list[float] = []
-    for size in _SIZES:
-        times += measure_cost(engine, _CONTEXT, (size,), repeats=1).seconds
+    streams = engine.streamed_bytes > 0
+    sizes = _STREAMED_SIZES if streams else _SIZES
+    for size in sizes:
+        warmups = int(not streams or size == 1)
+        times += measure_cost(engine, _CONTEXT, (size,), repeats=1, warmups=warmups).seconds
         if times[-1] > _USEFUL * times[0]:
             break
+    if streams:
+        return Cost(sizes[: len(times)], tuple(times))
     repeats = int(min(max(_SECONDS / sum(times), 2), 9))
     # The shortest time: the result must not depend on what else ran just then.
     return measure_cost(engine, _CONTEXT, _SIZES[: len(times)], repeats, pick=min)
@@ -96,5 +104,6 @@ def _key(engine: Engine) -> str:
     parts = (
         *(__version__, machine(), engine.name, formats, engine.pattern),
         *(threads, engine.config, members),
+        *((engine.streamed_bytes,) if engine.streamed_bytes else ()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

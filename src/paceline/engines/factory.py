@@ -44,6 +44,7 @@ def open_engine(
     kv_format: str = "auto",
     kv_limit: int | None = None,
     pattern: AttentionPattern | None = None,
+    weights_memory: int | None = None,
 ) -> Engine:
     """Open an engine and load the model's weights into it.
 
@@ -60,6 +61,7 @@ def open_engine(
             nothing. The reference engine has int4 and int3 besides the format of its weights.
         pattern: attention pattern; of the native engine one that chooses runs of positions.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
+        weights_memory: most bytes of weights in memory, of the native engine; see `NativeEngine`.
 
     Raises:
         MethodError: the name is unknown, the engine has no such setting, or torch is missing.
@@ -85,6 +87,8 @@ def open_engine(
             sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
         if pattern is not None:
             sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
+        if weights_memory is not None:
+            sides[Side.STREAMED_WEIGHTS] = "weights_memory"
         check(sides)
         place = "cpu" if device is None else device
         if static:
@@ -100,7 +104,7 @@ def open_engine(
         sides[Side.DEVICE] = f"device={device}"
     check(sides)
     kept = "fp32" if kv_format == "auto" else kv_format
-    return _native(model, threads, weight_format, kept, kv_limit, pattern)
+    return _native(model, threads, weight_format, kept, kv_limit, pattern, weights_memory)
 
 
 def open_nested(
@@ -112,6 +116,7 @@ def open_nested(
     weight_format: str,
     kv_format: str,
     pattern: AttentionPattern | None,
+    weights_memory: int | None = None,
 ) -> Engine:
     """Open a model whose nested matrices were cut to a memory, in an engine that stays within it.
 
@@ -142,6 +147,7 @@ def open_nested(
         weight_format=KEPT if nested else weight_format,
         kv_format=kv_format,
         pattern=pattern,
+        weights_memory=weights_memory,
     )
 
 
@@ -199,6 +205,7 @@ def _native(
     kv_format: str,
     kv_limit: int | None,
     pattern: AttentionPattern | None,
+    weights_memory: int | None,
 ) -> Engine:
     from paceline.engines.formats import NotTernaryError, split_activations, with_activations
     from paceline.engines.native import NativeEngine
@@ -219,6 +226,7 @@ def _native(
             kv_format=kv_format,
             kv_limit=kv_limit,
             pattern=pattern,
+            weights_memory=weights_memory,
         )
 
     if weight_format != "auto":

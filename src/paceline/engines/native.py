@@ -34,6 +34,7 @@ from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits
 from paceline.engines.surprisals import Surprisals
 from paceline.engines.view import View
+from paceline.engines.weight_stream import stream_weights
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
 from paceline.models.tensors import Linear
@@ -81,12 +82,16 @@ class NativeEngine(Engine):
             position over 32 channels; a position sees the others of its own 32 in fp16.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         pattern: attention pattern, one that chooses runs of positions; None: all are read.
+        weights_memory: most bytes of weights in memory; None: all. Layers beyond it are written
+            to a file in the cache folder, and each pass reads them from there while it computes
+            others: see `weight_bytes` and `streamed_bytes`. The logits do not depend on it.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
     Raises:
         ModelError: a weight is missing, unknown, of the wrong shape or not finite;
-            `NotTernaryError` where it is not ternary and shall be stored so.
+            `NotTernaryError` where it is not ternary and shall be stored so; the file for layers
+            cannot be written, or `weights_memory` is too small.
         MethodError: unknown formats, instruction set or number of threads; `act=int8` where no
             weights can be multiplied so.
 
@@ -125,6 +130,7 @@ class NativeEngine(Engine):
         kv_format: str = "fp32",
         kv_limit: int | None = None,
         pattern: AttentionPattern | None = None,
+        weights_memory: int | None = None,
     ) -> None:
         self.config = config
         weight_format, act = split_activations(format)
@@ -153,16 +159,20 @@ class NativeEngine(Engine):
         self._rope_end = 0
         self._surprisals = WeakKeyDictionary[_native.NativeSequence, Surprisals]()
         self._hidden_rows: NDArray[np.bool_] | None = None  # None: all of the last pass
+        if weights_memory is not None:
+            stream_weights(self._model, weights_memory)
         try:
             formats = load_weights(self._model, weights, chosen, act != ACTIVATIONS[0])
             self._model.finish()
         except _native.NotTernaryError as error:
             raise NotTernaryError(str(error)) from None
-        except ValueError as error:
+        except (ValueError, _native.WeightFileError) as error:
             raise ModelError(str(error)) from None
+        self.streamed_bytes = self._model.streamed[1]
         self.activations = choose_activations(self, self._model, act)
         self.format = with_activations(str(chosen or formats), self.activations)
-        self.head_screen = HeadScreen(self._model)
+        # A copy of the head saves next to nothing beside the disk, and is no part of the budget.
+        self.head_screen = HeadScreen(self._model, "off" if self.streamed_bytes else "")
         if pattern is not None:
             reads = pattern.head_reads(self)
             self._model.set_head_reads([[int(read) for read in layer] for layer in reads])
@@ -176,7 +186,7 @@ class NativeEngine(Engine):
         """
         try:
             return self._model.get(name)
-        except ValueError as error:
+        except (ValueError, _native.WeightFileError) as error:
             raise ModelError(str(error)) from None
 
     @property
@@ -343,6 +353,8 @@ class NativeEngine(Engine):
             return self._model.forward_mixed(
                 own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
             )
+        except _native.WeightFileError as error:
+            raise ModelError(str(error)) from None
         except _native.MemoryFullError as error:
             if self._lent(self._pages([(own.row_count, len(tokens))])):
                 return self.forward_mixed(sequence, tokens, weights)
@@ -572,6 +584,8 @@ class NativeEngine(Engine):
         self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception
     ) -> Exception:
         """Return the error to raise for a pass that the native code refused."""
+        if isinstance(error, _native.WeightFileError):
+            return ModelError(str(error))
         for sequence, tree in batch:
             self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")

@@ -162,7 +162,7 @@ def load_weights(
     sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of the layers; of embedding and head
     done: set[str] = set()
     vectors: list[str] = []
-    for name in weights:
+    for name in sorted(weights, key=_layer):
         if name in done:
             continue
         parts = _beside(name, weights)
@@ -246,6 +246,13 @@ def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
         block.steps,
         block.levels,
     )
+
+
+def _layer(name: str) -> int:
+    """Return the layer of a weight, -1 outside of layers: a layer is complete before the next."""
+    stem, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if stem == "layers" and number.isdecimal() else -1
 
 
 def _beside(name: str, weights: Mapping[str, Linear | Floats]) -> list[str]:

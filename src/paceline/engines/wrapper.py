@@ -49,6 +49,11 @@ class EngineWrapper(Engine):
         return self.inner.weight_bytes
 
     @property
+    def streamed_bytes(self) -> int:  # type: ignore[override]  # an attribute there
+        """Weights that each pass reads from a file; see `Engine.streamed_bytes`."""
+        return self.inner.streamed_bytes
+
+    @property
     def screens_drafts(self) -> bool:  # type: ignore[override]  # an attribute there
         """Whether passes with drafts read the head in part; see `Engine.screens_drafts`."""
         return self.inner.screens_drafts

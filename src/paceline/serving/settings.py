@@ -129,6 +129,14 @@ class ServerSettings:
             "llm_qfa) as fit, e.g. 80MB, or as many bits of each code, e.g. 4bits."
         ),
     ] = None
+    weights_memory: Annotated[
+        Size | None,
+        SettingInfo(
+            "Keep at most so many bytes of weights in memory, e.g. 600MB, and stream other layers "
+            "from disk in each pass. Default: all weights are in memory.",
+            1,
+        ),
+    ] = None
     prefix_cache: Annotated[
         float,
         SettingInfo("Share of the KV memory that finished requests' prefixes may fill.", 0, 1),
