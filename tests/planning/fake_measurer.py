@@ -42,14 +42,24 @@ class FakeMeasurer:
     def reference(self):
         return self.speed
 
-    def engine(self, path, weight_format, threads):
+    def engine(self, path, weight_format, threads, weights_memory=None):
         self.calls.append(f"engine {path} {weight_format} {threads}")
+        if weights_memory is not None:
+            return self.streamed(weights_memory)
         if weight_format not in BYTES:
             raise MethodError(f"no format {weight_format}")
         size = BYTES[weight_format] if path == MODEL else 30_000_000
         once = size / 1e10 * (1.5 if threads == 1 else 1.0)
         return EngineFacts(
             weight_format, size, (1, 16, 64), (once, 2 * once, 8 * once), 1e-6, 1e-3, 2, PAGES, 1000
+        ).document()
+
+    def streamed(self, weights_memory):
+        if weights_memory < 20_000_000:
+            raise MethodError("two layers take 20 MB")
+        self.calls.append(f"streamed {weights_memory}")
+        return EngineFacts(
+            *("auto", weights_memory, (1, 128), (0.1, 0.12), 1e-6, 1e-3, 2, PAGES, 1000)
         ).document()
 
     def reads(self, attention, cached):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paceline.errors import RequestError
+from paceline.errors import ModelError, RequestError
 from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
@@ -33,6 +33,16 @@ def test_an_engine_is_described(measurer):
         assert facts.page_bytes["fp32"] == lm.engine.memory.page_bytes
     assert (facts.format, facts.threads, facts.predicted) == ("int8", 1, False)
     assert parameters(measurer.model) > 200_000
+
+
+def test_weights_that_stream_take_what_they_may(measurer):
+    whole = EngineFacts.parse(measurer.engine(MODEL, "auto", 1))
+    budget = int(0.8 * whole.weight_bytes)
+    facts = EngineFacts.parse(measurer.engine(MODEL, "auto", 1, budget))
+    assert facts.weight_bytes == budget
+    assert facts.nodes[-1] >= 32
+    with pytest.raises(ModelError, match="expected at least"):
+        measurer.engine(MODEL, "auto", 1, 1000)
 
 
 def test_page_sizes_are_those_of_engines(measurer):

@@ -80,7 +80,7 @@ def test_impossible_goals_are_answered_with_what_is_possible(tmp_path):
 
 def test_an_impossible_loss_names_the_smallest_within_it_as_well(tmp_path):
     with pytest.raises(RequestError, match=r"within that loss 1\d\d MB .*int8"):
-        planned(tmp_path, Goal(memory=70_000_000))
+        planned(tmp_path, Goal(memory=34_000_000))
 
 
 def test_a_longer_context_than_the_model_sees_is_refused(tmp_path):
@@ -155,7 +155,7 @@ def test_a_format_that_is_refused_is_named_with_its_reason(tmp_path):
 
 def test_a_model_that_the_engine_cannot_run_is_refused(tmp_path):
     class Refusing(FakeMeasurer):
-        def engine(self, path, weight_format, threads):
+        def engine(self, path, weight_format, threads, weights_memory=None):
             raise RequestError("it rounds activations; take another engine")
 
     with pytest.raises(RequestError, match="cannot be planned: it rounds"):
@@ -207,6 +207,20 @@ def test_patterns_are_not_planned_on_grouped_caches(tmp_path):
     assert not [setup for setup in few if setup.kv_format in GROUPED_KV or setup.kv_policy]
 
 
+def test_weights_stream_where_they_do_not_fit_and_nothing_may_be_lost(tmp_path):
+    goal = Goal(memory=60_000_000, exact=True, loss=0.0)
+    result, planner = planned(tmp_path, goal)
+    chosen = result.plan.chosen
+    budget = chosen.setup.weights_memory
+    assert budget == planner.search.weights_memory < 60_000_000
+    assert f"streamed {budget}" in planner.search.lab.measurer.calls
+    assert (chosen.exact, chosen.loss, chosen.memory <= 60_000_000) == (True, 0.0, True)
+    assert not chosen.setup.plain  # a pass takes as long with drafts
+    assert f"--weights-memory {budget}" in chosen.setup.command()
+    assert a_search(tmp_path / "all", goal=Goal(memory=10**9)).weights_memory is None
+    assert a_search(tmp_path / "free", goal=Goal()).weights_memory is None
+
+
 def test_the_loss_of_combinations_is_measured_before_they_are_run(tmp_path):
     goal = Goal(context=8192, loss=0.0029, prefer="memory")
     result, planner = planned(tmp_path, goal)
@@ -228,8 +242,8 @@ def test_forecasts_are_for_the_speed_that_the_machine_has_now(tmp_path):
 
 def test_faster_threads_are_considered(tmp_path):
     class Faster(FakeMeasurer):
-        def engine(self, path, weight_format, threads):
-            facts = super().engine(path, weight_format, threads)
+        def engine(self, path, weight_format, threads, weights_memory=None):
+            facts = super().engine(path, weight_format, threads, weights_memory)
             if threads == 1:
                 facts["seconds"] = [each / 3 for each in facts["seconds"]]
             return facts

@@ -67,15 +67,22 @@ class Lab:
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def engine(
-        self, path: str, weight_format: str, threads: int | None = None
+        self,
+        path: str,
+        weight_format: str,
+        threads: int | None = None,
+        weights_memory: int | None = None,
     ) -> EngineFacts | None:
         """Return what a checkpoint in a format takes; None if it cannot be measured."""
+        name = f"{self._name(path)}{weight_format}" + (f" on {threads} threads" if threads else "")
+        if weights_memory is not None:
+            name += f" with {weights_memory / 1e6:.0f} MB of weights in memory"
         return self._ask(
             "engine",
-            (self._fingerprint(path), weight_format, threads),
-            f"{self._name(path)}{weight_format}" + (f" on {threads} threads" if threads else ""),
+            (self._fingerprint(path), weight_format, threads, weights_memory),
+            name,
             EngineFacts.parse,
-            lambda: self.measurer.engine(path, weight_format, threads),
+            lambda: self.measurer.engine(path, weight_format, threads, weights_memory),
             lambda a, b: a if a["seconds"][0] <= b["seconds"][0] else b,
         )
 

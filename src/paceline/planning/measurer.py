@@ -69,7 +69,13 @@ class Measuring(Protocol):
         """Return the seconds of a plain pass of the planned model, now."""
         ...
 
-    def engine(self, path: str, weight_format: str, threads: int | None) -> dict[str, Any]:
+    def engine(
+        self,
+        path: str,
+        weight_format: str,
+        threads: int | None,
+        weights_memory: int | None = None,
+    ) -> dict[str, Any]:
         """Return `EngineFacts` as a document."""
         ...
 
@@ -184,9 +190,18 @@ class EngineMeasurer:
             self._open[key] = LM(path, engine="native", drafter="plain", budget=0, **options)
         return self._open[key]
 
-    def engine(self, path: str, weight_format: str, threads: int | None) -> dict[str, Any]:
+    def engine(
+        self,
+        path: str,
+        weight_format: str,
+        threads: int | None,
+        weights_memory: int | None = None,
+    ) -> dict[str, Any]:
         """Return `EngineFacts` as a document."""
-        lm = self.open(path, _options(weight_format, threads=threads))
+        options = _options(weight_format, threads=threads)
+        if weights_memory is not None:
+            options["weights_memory"] = weights_memory
+        lm = self.open(path, options)
         engine, context = lm.engine, lm.engine.config.context
         cost = known_cost(engine, self._folder)
         near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
@@ -196,7 +211,7 @@ class EngineMeasurer:
         ids = (np.arange(far) % engine.config.vocab_size).astype(np.int32)
         facts = EngineFacts(
             str(engine.format),
-            int(engine.weight_bytes or 0),
+            _resident(engine, weights_memory),
             cost.nodes,
             cost.seconds,
             max((times[1] - times[0]) / max(far - near, 1), 0.0),
@@ -319,6 +334,12 @@ class EngineMeasurer:
         if tokenizer.template is None:
             return tokenizer.encode(turn)
         return tokenizer.encode_chat([{"role": "user", "content": turn}])
+
+
+def _resident(engine: Engine, weights_memory: int | None) -> int:
+    """Return the bytes of weights in memory."""
+    whole = int(engine.weight_bytes or 0)
+    return whole if weights_memory is None else min(whole, weights_memory)
 
 
 def _options(

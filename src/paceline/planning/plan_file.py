@@ -236,6 +236,8 @@ def _check_setup(setup: Setup) -> None:
         registry.patterns.parse(setup.attention)
     if setup.threads is not None and not 1 <= setup.threads <= 1024:
         raise ValueError(f"threads is {setup.threads}")
+    if setup.weights_memory is not None and setup.weights_memory < 1:
+        raise ValueError(f"weights_memory is {setup.weights_memory}")
 
 
 def keep_plan(plan: SetupPlan, folder: Path | None = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
+from paceline.engines.pages import PAGE
 from paceline.errors import RequestError
 from paceline.planning.candidates import (
     STORED,
@@ -22,6 +23,7 @@ from paceline.planning.candidates import (
     weight_candidates,
 )
 from paceline.planning.cost_model import (
+    MAX_NODES,
     NO_DRAFTS,
     READ_ALL,
     DraftFacts,
@@ -32,11 +34,12 @@ from paceline.planning.cost_model import (
     Slowdown,
     forecast,
 )
-from paceline.planning.lab import Lab, PairedLoss
+from paceline.planning.lab import NO_LOSS, Lab, PairedLoss
 from paceline.planning.setups import ALL_ROWS, CacheForm, Goal, Setup
 
 _UNMEASURED_NODES = (1, 2, 4, 8, 16, 32, 64)
 PLAIN, DEFAULT_DRAFTER = "plain", "blend"
+_DRAFTER_BYTES = 16_000_000  # of what a drafter has learnt, until it is measured
 _STEP = 1.02  # factor between speeds that count as different
 _FASTER = 1.02  # by which other threads must be faster to be considered
 
@@ -123,6 +126,7 @@ class PlanSearch:
     _engines: dict[tuple[str, str, int | None], EngineFacts] = field(default_factory=dict)
     _drafts: dict[str, DraftFacts] = field(default_factory=dict)
     _reads: dict[str, ReadFacts] = field(default_factory=dict)
+    _streamed: EngineFacts | None = None
 
     def __post_init__(self) -> None:
         if self.goal.context is not None and self.goal.context > self.source.context:
@@ -177,6 +181,18 @@ class PlanSearch:
             return candidate
         return Candidate(setup, candidate.forecast, loss, True, False, candidate.predicted)
 
+    @property
+    def weights_memory(self) -> int | None:
+        """Bytes that the goal leaves for weights, where they do not fit; None where they do."""
+        source, goal = self.source, self.goal
+        if goal.memory is None:
+            return None
+        rows = self.prompts.context(goal) + MAX_NODES + 1
+        rest = goal.users * -(-rows // PAGE) * source.page_bytes["fp32"] + _DRAFTER_BYTES
+        rest += 2 * goal.users * (MAX_NODES + 1) * source.vocab_size * 4  # logits
+        left = goal.memory - rest
+        return left if 0 < left < source.stored_bytes else None
+
     def _within_bounds(self) -> list[WeightCandidate]:
         source = self.source
         every = weight_candidates(
@@ -196,6 +212,8 @@ class PlanSearch:
         source, goal = self.source, self.goal
         own = drafter_candidates(self.drafters)
         yield partial(self._measure_engine, source.path, STORED, None)
+        if self.weights_memory is not None:
+            yield partial(self._measure_streamed, self.weights_memory)
         yield partial(self._measure_drafts, PLAIN)
         drafts = [partial(self._measure_drafts, name) for name in own]
         forms = [partial(self._measure_weights, each) for each in weights if not each.exact]
@@ -240,6 +258,9 @@ class PlanSearch:
             None,
         ) and STORED in self.lab.failed:
             raise RequestError(f"{self.source.name} cannot be planned: {self.lab.failed[STORED]}")
+
+    def _measure_streamed(self, weights_memory: int) -> None:
+        self._streamed = self.lab.engine(self.source.path, STORED, None, weights_memory)
 
     def _measure_weights(self, each: WeightCandidate) -> None:
         """Measure the loss of a checkpoint in a format, and its speed where that is of use."""
@@ -315,13 +336,17 @@ class PlanSearch:
                 engine = self._with_threads(each, count)
                 for name, facts in drafts.items():
                     yield from self._drafted(setup, name, facts, engine, (loss, whole, exact))
+        if self._streamed is not None:
+            setup = Setup(source.path, weights_memory=self.weights_memory)
+            for name, facts in drafts.items():
+                yield from self._drafted(setup, name, facts, self._streamed, (NO_LOSS, True, True))
         if (
             DEFAULT_DRAFTER not in drafts
         ):  # the default, whose budget never drafts where it does not pay
             setup = Setup(source.path)
             engine = self._engines[source.path, STORED, None]
             said = forecast(setup, engine, NO_DRAFTS, self.prompts, goal)
-            yield Candidate(setup, said, PairedLoss(0.0, 0.0), True, True, engine.predicted)
+            yield Candidate(setup, said, NO_LOSS, True, True, engine.predicted)
 
     def _drafted(
         self,

@@ -217,7 +217,8 @@ def _megabytes(size: int) -> str:
 def _same_kind(a: Setup, b: Setup) -> bool:
     """Return whether two setups differ in what is hardly a rival: cache format and threads."""
     kinds = [
-        (each.model, each.format, each.drafter, each.kv_policy, each.attention) for each in (a, b)
+        (each.model, each.format, each.drafter, each.kv_policy, each.attention, each.weights_memory)
+        for each in (a, b)
     ]
     return kinds[0] == kinds[1]
 

@@ -57,6 +57,7 @@ class Setup:
         kv_policy: `NAME[:key=value,...]`, or None to keep all rows.
         attention: pattern, `NAME[:key=value,...]`, or None to read all rows.
         threads: of the native engine; None takes its default.
+        weights_memory: bytes of weights in memory, others stream from disk; None keeps all.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Setup:
     kv_policy: str | None = None
     attention: str | None = None
     threads: int | None = None
+    weights_memory: int | None = None
 
     @property
     def plain(self) -> bool:
@@ -88,6 +90,7 @@ class Setup:
             "kv_policy": self.kv_policy,
             "attention": self.attention,
             "threads": self.threads,
+            "weights_memory": self.weights_memory,
         }
 
     def flags(self) -> dict[str, str]:
@@ -101,6 +104,7 @@ class Setup:
             "--kv-policy": "kv_policy",
             "--attention": "attention",
             "--threads": "threads",
+            "--weights-memory": "weights_memory",
         }
         return {
             flag: str(getattr(self, name))
@@ -122,6 +126,8 @@ class Setup:
         parts = [self.format, drafting, *self.cache.words]
         if self.threads is not None:
             parts.append(f"{self.threads} threads")
+        if self.weights_memory is not None:
+            parts.append(f"{self.weights_memory / 1e6:.0f} MB of weights in memory")
         return ", ".join(parts)
 
     def document(self) -> dict[str, Any]:
