@@ -75,6 +75,9 @@ def test_a_tuner_of_the_whole_model_takes_its_own_texts_unless_others_are_named(
     assert CalibrationOptions(**few).texts(model, recipe).origin == "the model's own texts"
     mixed = CalibrationOptions("mixed", **few).texts(model, recipe)
     assert "documentation" in mixed.origin
+    half = calibration(model, count=8, length=32, own=lambda count: np.arange(count))
+    assert half.origin == "2 texts of documentation, 2 of code, 4 that the model wrote"
+    assert (np.diff(half.tokens[4:, 1:]) == 1).all()
     assert "documentation" in CalibrationOptions(**few).texts(model, parse_recipe("gptq")).origin
 
 
@@ -344,6 +347,9 @@ def test_calibration_texts_come_from_what_was_named(tmp_path):
     mixed = calibration(model, count=8, length=32)
     assert mixed.tokens.shape == (8, 32)
     assert "documentation" in mixed.origin
+    half = calibration(model, count=8, length=32, own=lambda count: np.arange(count))
+    assert half.origin == "2 texts of documentation, 2 of code, 4 that the model wrote"
+    assert (np.diff(half.tokens[4:, 1:]) == 1).all()
     written = calibration(model, "own", 3, 16, own=lambda count: np.arange(count + 9))
     assert (np.diff(written.tokens[:, 1:]) == 1).all()
     with pytest.raises(RequestError, match=r"need an engine"):

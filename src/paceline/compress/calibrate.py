@@ -62,9 +62,9 @@ def calibration(
     Args:
         model: its tokenizer, and the begin-of-text token that every row starts with where the
             tokenizer puts one before texts.
-        source: `mixed`: general text and code, from the documentation and the standard library of
-            the running Python, and the model's own; `own`: what the model writes; or a file, text
-            or `.jsonl` with `text` in every line.
+        source: `mixed`: half of the rows written by the model, whose texts are more varied than
+            any others at hand, the rest documentation and code of the running Python; `own`: what
+            the model writes; or a file, text or `.jsonl` with `text` in every line.
         count: rows.
         length: tokens of a row; at most the context.
         seed: of the choice of the rows.
@@ -83,7 +83,7 @@ def calibration(
         stream = _encode(model, _read(Path(source)))
         rows = _rows(model, stream, count, length, seed, source)
         return Calibration(rows, Path(source).name)
-    written = count // 4 if own is not None else 0
+    written = count // 2 if own is not None else 0
     code = (count - written) // 2
     prose = count - written - code
     parts = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics
 from paceline.compress.column_errors import inverse_factor, keep_last, replace_columns
 from paceline.compress.quantize.base import Quantizer
-from paceline.compress.quantize.grids.grid import Grid, join
+from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, Grid, join
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, quantizers
@@ -25,7 +25,8 @@ class GPTQ(Quantizer):
     """Round column by column, and move the error of each into the columns after it.
 
     Minimises the squared error of the outputs on the calibration texts. The grid of a group is
-    chosen when its first column is reached, from the weights as they are then.
+    chosen when its first column is reached, from the weights as they are then; errors count there
+    by what the later columns cannot make up for.
 
     Attributes:
         bits: as of every quantiser.
@@ -77,8 +78,9 @@ class GPTQ(Quantizer):
         moment, columns = stats.second_moment, weight.shape[1]
         group = self.group or columns
         order, factor = ordered_factor(moment, self.order, group, self.damping, self.name)
-        importance = stats.mean_squares
-        search = self.grid_search(weight, importance)
+        importance = factor.diagonal() ** -2.0  # what an error costs that later columns make up for
+        importance = importance / importance.mean()
+        search = self.grid_search(weight, importance[order.argsort()])
         codes = torch.empty_like(weight)
         grids: dict[int, Grid] = {}
 
@@ -86,8 +88,7 @@ class GPTQ(Quantizer):
             place = int(order[at]) // group
             if place not in grids:  # the columns of a group follow one another
                 size = min(group, columns - place * group)
-                ahead = order[at : at + size]
-                seen = None if importance is None else importance[ahead]
+                seen = importance[at : at + size]
                 grids[place] = search.grid(rest[:, at : at + size], size, seen)
             grid = grids[place]
             rounded = grid.round(rest[:, at : at + 1])
@@ -99,6 +100,8 @@ class GPTQ(Quantizer):
         replace_columns(weight[:, order], factor, round_column)
         back = order.argsort()
         chosen = join([grids[place] for place in range(len(grids))], group)
+        empty = weight.abs().amax(1, keepdim=True) == 0  # rows, which tables may have no zero for
+        chosen = replace(chosen, scales=chosen.scales.masked_fill(empty, SMALLEST_SCALE))
         return chosen.pack(self._descend(weight, stats, chosen, codes[:, back]))
 
     def _descend(self, weight: Tensor, stats: Statistics, grid: Grid, codes: Tensor) -> Tensor:
