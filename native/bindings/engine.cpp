@@ -103,6 +103,20 @@ void set_head_reads(Engine& engine, const std::vector<std::vector<int64_t>>& rea
     locked(engine, [&] { engine.model.head_reads = std::move(own); });
 }
 
+void set_sparse_prefill(Engine& engine, int64_t samples, double threshold, int64_t sinks,
+                        int64_t local, int64_t dense) {
+    const auto size = [](const char* name, int64_t value, int64_t low, int64_t high) {
+        return static_cast<size_t>(in_range<int64_t>(name, value, low, high));
+    };
+    if (!(threshold >= 0.0 && threshold <= 1.0)) refuse("threshold must be between 0 and 1");
+    if (engine.model.packed) refuse("blocks cannot be chosen in a cache that is rounded in groups");
+    const SparsePrefill rule{size("samples", samples, 1, kCacheBlock), threshold,
+                             size("sinks", sinks, 0, int64_t{1} << 31),
+                             size("local", local, 1, int64_t{1} << 31),
+                             size("dense", dense, 0, int64_t{1} << 31)};
+    locked(engine, [&] { engine.model.sparse_prefill = rule; });
+}
+
 // An array [rows, columns] of floats in a shared buffer.
 Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t columns) {
     auto* held = new std::shared_ptr<Buffer>(buffer);
@@ -567,6 +581,11 @@ void bind_properties(nb::class_<Engine>& model) {
              nb::sig("def set_head_reads(self, reads: list[list[int]]) -> None"),
              "Say what each kv head of each layer reads: 0 all, 1 what is chosen, 2 the first and\n"
              "the last positions. An empty list: all.")
+        .def("set_sparse_prefill", &set_sparse_prefill, nb::arg("samples"), nb::arg("threshold"),
+             nb::arg("sinks"), nb::arg("local"), nb::arg("dense"),
+             "Let prompts read those blocks of 64 positions that hold `threshold` of the attention\n"
+             "of `samples` queries of each block, the first `sinks` and the last `local` blocks;\n"
+             "the first `dense` layers read everything.")
         .def("set_page_limit", &set_page_limit, nb::arg("pages").none(),
              nb::sig("def set_page_limit(self, pages: int | None) -> None"),
              "Limit the pages in memory; None: no limit.")

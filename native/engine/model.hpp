@@ -76,6 +76,15 @@ struct CacheChoice {
     const FewReadKernels* few_read = nullptr;  // where few positions can be read
 };
 
+// How prompts are read in blocks of 64 positions; see pass_sparse_prefill.cpp.
+struct SparsePrefill {
+    size_t samples = 0;      // queries of a block that choose for all; 0: everything is read
+    double threshold = 1.0;  // share of the samples' attention that chosen blocks must hold
+    size_t sinks = 0;        // first blocks that are always read
+    size_t local = 1;        // last blocks that are always read, the query's own included
+    size_t dense = 0;        // first layers that read everything
+};
+
 class Model {
 public:
     // `head` is the format of the embedding and of the head.
@@ -153,6 +162,7 @@ public:
     Workspace work;
     FewRead few_read;                             // how much is read, where some heads read few
     std::vector<std::vector<HeadRead>> head_reads;  // [layer][kv head]; without entries, all
+    SparsePrefill sparse_prefill;
     size_t hidden_rows = 0;  // that `hidden` can give; 0 after a pass without logits
 
     Pool& pool() const { return *pool_; }

@@ -103,6 +103,7 @@ void Pass::check(const Branch& branch) {
     chain_.push_back(chain);
     deepest_.push_back(*std::max_element(depths_.begin() + first, depths_.end()));
     check_reach(branch, static_cast<size_t>(deepest_.back()), chain);
+    check_blocks(branch, chain);
 }
 
 void Pass::choose_layers() {
@@ -222,6 +223,10 @@ void Pass::reserve() {
             if (reads_few(i, batch_[branch])) {
                 scratch = std::max(scratch, model_.few_read_kernels->scratch_bytes(
                                                 few_read_node(i, branch, 0, last)));
+                continue;
+            }
+            if (reads_blocks(i, batch_[branch])) {
+                scratch = std::max(scratch, block_read_bytes(i, branch));
                 continue;
             }
             for (size_t head = 0; head < layer.kv_heads; ++head)

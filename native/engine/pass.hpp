@@ -186,6 +186,13 @@ private:
     FewReadNode few_read_node(size_t layer, size_t branch, size_t head, size_t node) const;
     void read_few(size_t layer, size_t branch, size_t call, Buffer& scratch) const;
     void summarise(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    size_t sparse_end(const Branch& branch) const;
+    bool reads_blocks(const Branch& branch) const;
+    bool reads_blocks(size_t layer, const Branch& branch) const;
+    void check_blocks(const Branch& branch, bool chain) const;
+    size_t block_calls(size_t layer, const Branch& branch) const;
+    size_t block_read_bytes(size_t layer, size_t branch) const;
+    void read_blocks(size_t layer, size_t branch, size_t call, Buffer& scratch) const;
     float* row(const Buffer& rows, size_t index, size_t stride) const {
         return rows.floats() + index * stride;
     }

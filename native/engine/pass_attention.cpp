@@ -156,6 +156,10 @@ void Pass::count_calls(size_t layer) {
             calls += few_read_calls(layer, branch);
             continue;
         }
+        if (reads_blocks(layer, batch_[branch])) {
+            calls += block_calls(layer, batch_[branch]);
+            continue;
+        }
         const QuerySplit shared = query_split(layer, branch);
         calls += shape.kv_heads * shared.calls();
         if (shared.apart)
@@ -206,7 +210,8 @@ PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
         job.closed_data = work_.closed.bytes() + closed_[b].first * job.closed_stride +
                           head * cache.block_bytes(layer);
     }
-    if (!query_split(layer, b).apart || reads_few(layer, branch)) return job;
+    const bool alone = reads_few(layer, branch) || reads_blocks(layer, branch);
+    if (alone || !query_split(layer, b).apart) return job;
     job.states = work_.states.floats() + before_[layer].states[b] +
                  head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
     return job;
@@ -236,6 +241,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
     if (reads_few(layer, batch_[b])) return read_few(layer, b, chunk, scratch);
+    if (reads_blocks(layer, batch_[b])) return read_blocks(layer, b, chunk, scratch);
     const QuerySplit shared = query_split(layer, b);
     PackedAttention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();

@@ -810,6 +810,15 @@ class NativeModel:
         the last positions. An empty list: all.
         """
 
+    def set_sparse_prefill(
+        self, samples: int, threshold: float, sinks: int, local: int, dense: int
+    ) -> None:
+        """
+        Let prompts read those blocks of 64 positions that hold `threshold` of the attention
+        of `samples` queries of each block, the first `sinks` and the last `local` blocks;
+        the first `dense` layers read everything.
+        """
+
     def set_page_limit(self, pages: int | None) -> None:
         """Limit the pages in memory; None: no limit."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from paceline.abilities import Ability
 from paceline.engines.base import Engine
 from paceline.engines.few_read import RUN, FewRead, HeadRead
+from paceline.engines.sparse_prefill import SparsePrefill
 from paceline.errors import RequestError
 from paceline.registry import Method, check_range
 
@@ -40,6 +41,11 @@ class Pattern(Method, ABC):
     @property
     def few_read(self) -> FewRead | None:
         """Return how runs of 16 positions are chosen; None: `mask` says what is read."""
+        return None
+
+    @property
+    def sparse_prefill(self) -> SparsePrefill | None:
+        """Return how prompts choose blocks of 64 positions, and nothing else does; None: no way."""
         return None
 
     def head_reads(self, engine: Engine) -> list[list[int]]:

@@ -185,7 +185,10 @@ class Session:
             self._begun = True
 
     def next_part(self, max_tokens: int = 256) -> TokenTree:
-        """Return the next missing tokens, at most `max_tokens`, as a chain."""
+        """Return the next missing tokens as a chain.
+
+        They are at most `max_tokens`, or the block of a prompt that chooses what it reads together.
+        """
         assert self.sequence is not None
         if self._assembly is not None and self._assembly.unfinished:
             on, tokens = self._assembly.part(self.sequence, max_tokens)
@@ -198,6 +201,7 @@ class Session:
         start = self.sequence.length
         if self._policy is not None:
             max_tokens = min(max_tokens, self._policy.distance(start))
+        max_tokens = self._engine.prompt_chunk(self.sequence, max_tokens)
         return TokenTree.chain(self._tokens[start : start + min(max_tokens, self.missing)])
 
     def commit_part(self, tree: TokenTree, logits: Floats | None) -> None:

@@ -18,6 +18,7 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.few_read import FewRead
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.screened import Logits
+from paceline.engines.sparse_prefill import SparsePrefill
 from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
@@ -76,6 +77,11 @@ class AttentionPattern(Protocol):
     @property
     def few_read(self) -> FewRead | None:
         """Return how runs of 16 positions are chosen; None: `mask` says what is read."""
+        ...
+
+    @property
+    def sparse_prefill(self) -> SparsePrefill | None:
+        """Return how prompts choose blocks of 64 positions; None: they do not."""
         ...
 
     def head_reads(self, engine: Engine) -> list[list[int]]:
@@ -240,8 +246,17 @@ class Engine(ABC):
         """Say that the positions below `length` are those of a prompt.
 
         They read all that came before, whatever the attention pattern is, if it is one that reads
-        few positions to decode. Call it before they are run. Forks go on with it.
+        few positions to decode; under one with a `sparse_prefill` they alone choose what they read.
+        Call it before they are run. Forks go on with it.
         """
+
+    def prompt_chunk(self, sequence: Cached, size: int) -> int:
+        """Return how many of the next tokens a pass takes where about `size` are asked for.
+
+        That is `size`, unless the attention pattern chooses what whole blocks of a prompt read:
+        then a pass ends where a block does, and takes one at least.
+        """
+        return size
 
     def prompt_positions(self, sequence: Cached) -> int:
         """Return how many positions, from the first on, a prompt would have given alike."""
@@ -459,7 +474,7 @@ class Engine(ABC):
 
         That is `length` itself unless the cache rounds positions in groups, as int4 and int3 do: a
         group that was rounded does not come back, so that cuts before its end are at multiples of
-        32.
+        32. Cuts of a prompt that was read under a `sparse_prefill` are at multiples of 64.
         """
         return length
 
@@ -516,13 +531,16 @@ class Engine(ABC):
         observe: Callable[[int, TokenTree, Floats], None] | None = None,
         chunk: int = 256,
     ) -> None:
-        """Commit `tokens` [S] to a sequence, as `start` does."""
-        for offset in range(0, len(tokens), chunk):
-            tree = TokenTree.chain(tokens[offset : offset + chunk])
+        """Commit `tokens` [S] to a sequence, as `start` does, in steps of `prompt_chunk`."""
+        offset = 0
+        while offset < len(tokens):
+            size = self.prompt_chunk(sequence, chunk)
+            tree = TokenTree.chain(tokens[offset : offset + size])
             logits = self.forward([(sequence, tree)], "all" if observe else "none")
             if observe:
                 observe(offset, tree, logits)
             self.commit(sequence, np.arange(len(tree), dtype=np.int32))
+            offset += len(tree)
 
     def check(self, sequence: Cached, tree: TokenTree, view: View | None = None) -> None:
         """Refuse tokens outside the vocabulary, and trees and views that do not fit.

@@ -122,6 +122,10 @@ class EnsembleEngine(Engine):
         parts = zip(self.members, _own(sequence).parts, strict=True)
         return min(member.prompt_positions(part) for member, part in parts)
 
+    def prompt_chunk(self, sequence: Cached, size: int) -> int:
+        """Return how many tokens a pass takes; members have one pattern, or none."""
+        return self.members[0].prompt_chunk(_own(sequence).parts[0], size)
+
     def fork(self, sequence: Cached) -> Cached:
         """Return an independent copy of the committed positions."""
         parts = zip(self.members, _own(sequence).parts, strict=True)

@@ -96,7 +96,8 @@ def open_engine(
         return _reference(model, place, weight_format, kv_format, kv_limit, pattern)
     sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
-        kind = Side.PATTERN if pattern.few_read else Side.MASK_PATTERN
+        native = pattern.few_read or pattern.sparse_prefill
+        kind = Side.PATTERN if native else Side.MASK_PATTERN
         sides[kind] = f"the attention pattern {pattern.name}"
         if kv_format in GROUPED_KV:
             sides[Side.GROUPED_KV] = f"kv_format={kv_format}"

@@ -32,6 +32,7 @@ from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits
+from paceline.engines.sparse_prefill import BLOCK, SparsePrefill, block_chunk, block_cut
 from paceline.engines.surprisals import Surprisals
 from paceline.engines.view import View
 from paceline.engines.weight_stream import stream_weights
@@ -120,6 +121,8 @@ class NativeEngine(Engine):
         }
     )
 
+    _sparse_prefill: SparsePrefill | None = None
+
     def __init__(
         self,
         config: ModelConfig,
@@ -174,9 +177,18 @@ class NativeEngine(Engine):
         # A copy of the head saves next to nothing beside the disk, and is no part of the budget.
         self.head_screen = HeadScreen(self._model, "off" if self.streamed_bytes else "")
         if pattern is not None:
+            self._set_pattern(pattern)
+
+    def _set_pattern(self, pattern: AttentionPattern) -> None:
+        if pattern.few_read is not None:
             reads = pattern.head_reads(self)
             self._model.set_head_reads([[int(read) for read in layer] for layer in reads])
-            self.pattern, self.abilities = pattern, self.abilities - WITHOUT_PATTERNS
+        self._sparse_prefill = pattern.sparse_prefill
+        if (rule := self._sparse_prefill) is not None:
+            self._model.set_sparse_prefill(
+                rule.samples, rule.threshold, rule.sinks, rule.local, rule.dense
+            )
+        self.pattern, self.abilities = pattern, self.abilities - WITHOUT_PATTERNS
 
     def dense(self, name: str) -> Floats:
         """Return the matrix `name` as the engine holds it, float32 [out, in].
@@ -383,7 +395,10 @@ class NativeEngine(Engine):
 
     def cut_point(self, sequence: Cached, length: int) -> int:
         """Return where a sequence can be cut; see `Engine.cut_point`."""
-        return _own(sequence).cut_point(length)
+        own = _own(sequence)
+        if self._sparse_prefill is not None:
+            return block_cut(length, own.prompt)
+        return own.cut_point(length)
 
     def fork(self, sequence: Cached) -> Cached:
         """Return a sequence with the same committed positions; pages are shared until written."""
@@ -407,7 +422,16 @@ class NativeEngine(Engine):
     def prompt_positions(self, sequence: Cached) -> int:
         """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
         own = _own(sequence)
+        if self._sparse_prefill is not None:
+            return min(own.length, own.prompt) // BLOCK * BLOCK
         return own.length if self.pattern is None else min(own.length, own.prompt)
+
+    def prompt_chunk(self, sequence: Cached, size: int) -> int:
+        """Return how many tokens a pass takes; see `Engine.prompt_chunk`."""
+        own = _own(sequence)
+        if self._sparse_prefill is None:
+            return size
+        return block_chunk(own.length, own.prompt, size)
 
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows held; see `Engine.rows`."""

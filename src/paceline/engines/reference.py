@@ -18,12 +18,20 @@ from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept, check_rows
+from paceline.engines.choose_blocks import choose_blocks
 from paceline.engines.choose_runs import choose_runs
 from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
+from paceline.engines.sparse_prefill import (
+    BLOCK,
+    SparsePrefill,
+    block_chunk,
+    block_cut,
+    check_blocks,
+)
 from paceline.engines.stored_layers import StoredLayers, multiplied
 from paceline.engines.surprisals import Surprisals
 from paceline.engines.view import View
@@ -89,7 +97,9 @@ class ReferenceEngine(Engine):
     ) -> None:
         self.config = config
         self.pattern = pattern
+        self._sparse_prefill: SparsePrefill | None = None
         if pattern is not None:
+            self._sparse_prefill = pattern.sparse_prefill
             self.abilities = self.abilities - WITHOUT_PATTERNS
         self._device = _device(device)
         self.device = str(self._device)
@@ -255,6 +265,12 @@ class ReferenceEngine(Engine):
         """Forget all positions from `length` on; see `Engine.truncate`."""
         _own(sequence).truncate(length)
 
+    def cut_point(self, sequence: Cached, length: int) -> int:
+        """Return where a sequence can be cut; see `Engine.cut_point`."""
+        if self._sparse_prefill is None:
+            return super().cut_point(sequence, length)
+        return block_cut(length, _own(sequence).prompt)
+
     @torch.inference_mode()
     def fork(self, sequence: Cached) -> Cached:
         """Return an independent copy of the committed positions."""
@@ -270,7 +286,16 @@ class ReferenceEngine(Engine):
     def prompt_positions(self, sequence: Cached) -> int:
         """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
         own = _own(sequence)
+        if self._sparse_prefill is not None:
+            return min(own.length, own.prompt) // BLOCK * BLOCK
         return own.length if self._reads is None else min(own.length, own.prompt)
+
+    def prompt_chunk(self, sequence: Cached, size: int) -> int:
+        """Return how many tokens a pass takes; see `Engine.prompt_chunk`."""
+        own = _own(sequence)
+        if self._sparse_prefill is None:
+            return size
+        return block_chunk(own.length, own.prompt, size)
 
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows held; see `Engine.rows`."""
@@ -432,6 +457,8 @@ class ReferenceEngine(Engine):
         tracked = bool(sequence.mass is not None or sequence.window) and not view.partial
         states, where = [], self._tensor(positions)
         chain = bool((tree.parents == np.arange(-1, len(tree) - 1)).all())
+        if self._sparse_prefill is not None and not view.partial:
+            check_blocks(sequence.length, len(tree), sequence.prompt, chain)
         run = range(len(config.layers)) if view.layers is None else view.layers
         for place, index in enumerate(run):
             if view.exits is not None and place in view.exits:
@@ -482,6 +509,12 @@ class ReferenceEngine(Engine):
         """Return the mask [H, N, S] of a layer with what the attention pattern leaves out."""
         assert self.pattern is not None
         queries = queries * self.config.attention_scale
+        if self._sparse_prefill is not None:
+            if layer < self._sparse_prefill.dense or self.config.layers[layer].window is not None:
+                return mask
+            softcap = self.config.attention_softcap
+            read = choose_blocks(self._sparse_prefill, queries, keys, at, held, prompt, softcap)
+            return mask.masked_fill(~read, -torch.inf)
         if self.pattern.few_read is None:
             read = self.pattern.mask(layer, queries, keys, at, held, chain)
             return mask.masked_fill(~read, -torch.inf)

@@ -183,6 +183,10 @@ class EngineWrapper(Engine):
         """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
         return self.inner.prompt_positions(sequence)
 
+    def prompt_chunk(self, sequence: Cached, size: int) -> int:
+        """Return how many tokens a pass takes; see `Engine.prompt_chunk`."""
+        return self.inner.prompt_chunk(sequence, size)
+
     def truncate(self, sequence: Cached, length: int) -> None:
         """Drop positions; see `Engine.truncate`."""
         self.inner.truncate(sequence, length)

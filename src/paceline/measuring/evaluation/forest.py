@@ -65,6 +65,7 @@ def score_branches(
     engine: Engine,
     groups: Sequence[Branches],
     policy: Policy | None = None,
+    dense: bool = False,
 ) -> list[list[BranchScore]]:
     """Return the scores of the continuations of each context, in order.
 
@@ -74,6 +75,7 @@ def score_branches(
         engine: runs the model.
         groups: contexts with their continuations.
         policy: acts while contexts are read, up to the token before their last, and not behind.
+        dense: contexts are read in full where an attention pattern lets prompts read blocks.
 
     Raises:
         RequestError: a context is empty or longer than the model sees, with its continuations.
@@ -82,6 +84,7 @@ def score_branches(
     """
     if policy is not None:
         policy.check(engine)
+    blocks = engine.pattern is not None and engine.pattern.sparse_prefill is not None
     limit = engine.config.context
     for context, continuations in groups:
         size = len(context) + max(map(len, continuations), default=0)
@@ -93,7 +96,7 @@ def score_branches(
         try:
             contexts = [group.context[:-1] for group in batch]
             for sequence, context in zip(sequences, contexts, strict=True):
-                engine.set_prompt(sequence, len(context))
+                engine.set_prompt(sequence, 0 if blocks and dense else len(context))
             _read(engine, sequences, contexts, policy)
             scores += score_sequences(engine, sequences, batch)
         finally:

@@ -40,7 +40,7 @@ class ContextSuite(Suite):
     attention pattern that reads few positions does so behind it. The gain of a context is the
     log-probability of the answers behind it less that of the same answers without it; `gain kept`
     is the gain under policy or pattern, over the gain with all rows read (1 without either, and
-    with a pattern that prompts are read with, too). Items of standard errors are contexts. A suite
+    with a pattern that is a mask). Items of standard errors are contexts. A suite
     writes `context`.
 
     Attributes:
@@ -186,7 +186,7 @@ def score_answers(
 ) -> list[BranchScore]:
     """Return the score of each answer behind some tokens, which are read under a KV policy.
 
-    With `dense` answers read everything, where an attention pattern reads few positions.
+    With `dense` everything is read, where an attention pattern reads few positions or blocks.
     """
     if engine.pattern is not None and engine.pattern.few_read is not None:
         asked = [question.tokens[: -question.answer] for question in context.questions]
@@ -194,7 +194,7 @@ def score_answers(
         return score_decoded(engine, list(before), asked, answers, dense)
     mark = context.questions[0].tokens[:1]
     group = Branches([*before, *mark], [question.tokens[1:] for question in context.questions])
-    [scores] = score_branches(engine, [group], policy)
+    [scores] = score_branches(engine, [group], policy, dense)
     return [
         score.last(question.answer)
         for score, question in zip(scores, context.questions, strict=True)

@@ -1,0 +1,66 @@
+"""Which blocks of a prompt its queries read, in torch: what the native engine does, slowly.
+
+Axes: N queries, S rows of keys, H query heads, G key/value heads, D head size, K blocks of 64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.engines.sparse_prefill import BLOCK, SparsePrefill, sparse_end
+
+
+def choose_blocks(
+    rule: SparsePrefill,
+    queries: Tensor,
+    keys: Tensor,
+    at: Tensor,
+    held: Tensor,
+    prompt: int,
+    softcap: float | None,
+) -> Tensor:
+    """Return which rows each query may read, bool [H, N, S]; of those before it, all or some.
+
+    Args:
+        rule: how blocks are chosen.
+        queries: [H, N, D], rotated and scaled, of whole blocks up to the prompt's last one.
+        keys: [G, S, D], rotated, in the order of their positions.
+        at: int64 [N], positions of the queries.
+        held: int64 [S], positions of the rows.
+        prompt: positions below it are those of a prompt.
+        softcap: cap of scores; None: there is none.
+    """
+    read = torch.ones(len(queries), len(at), len(held), dtype=torch.bool, device=at.device)
+    rows = keys.repeat_interleave(len(queries) // len(keys), 0).float()
+    begin = int(at[0])
+    for first in range(0, min(len(at), sparse_end(prompt) - begin), BLOCK):
+        own = (begin + first) // BLOCK
+        if rule.threshold >= 1 or own + 1 <= rule.sinks + rule.local:
+            continue
+        sampled = [first + (i + 1) * BLOCK // rule.samples - 1 for i in range(rule.samples)]
+        scores = queries[:, sampled].float() @ rows.mT  # [H, samples, S]
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(held > at[sampled][:, None], -torch.inf)
+        mass = scores.softmax(-1)[..., : (own + 1) * BLOCK].double().sum(1)  # [H, S]
+        shares = mass.reshape(len(mass), own + 1, BLOCK).sum(-1)
+        chosen = _best(rule, shares, own)
+        read[:, first : first + BLOCK, : (own + 1) * BLOCK] = chosen.repeat_interleave(BLOCK, -1)[
+            :, None
+        ]
+    return read
+
+
+def _best(rule: SparsePrefill, shares: Tensor, own: int) -> Tensor:
+    """Return which blocks up to block `own` are read, bool [H, K], of their `shares` [H, K]."""
+    blocks = torch.arange(own + 1, device=shares.device)
+    always = (blocks < rule.sinks) | (blocks + rule.local > own)
+    ranked = shares.masked_fill(always, torch.inf)
+    order = ranked.argsort(dim=-1, descending=True, stable=True)
+    held = shares.gather(-1, order).cumsum(-1)
+    before = held - shares.gather(-1, order)  # what better blocks hold
+    wanted = (before < rule.threshold * rule.samples) | always.gather(0, order.flatten()).view_as(
+        order
+    )
+    return torch.zeros_like(wanted).scatter_(-1, order, wanted)
