@@ -54,6 +54,7 @@ SMOKE = {
     "predictions.py": SMALL + " --prompts 1 --budgets 4",
     "planner.py": SMALL + " --minutes 0.02 --goals exact --most 1 --rounds 1 --tokens 4",
     "watermarks.py": SMALL + " --texts 2 --plain 2 --tokens 12 --resamples 9",
+    "sparse_prefill.py": "{models}/stories260K --lengths 300 --rounds 1",
     "sparse_attention.py": "{models}/stories260K --lengths 200 --tokens 1 --rounds 1",
     "soak.py": "--minutes 0.05 --users 1 --model {models}/stories260K",
     "serving.py": SMALL + " --rounds 1 --requests 1 --tokens 4 --long 2 --part users stall prefix",

@@ -64,7 +64,9 @@ def test_reading_all_blocks_changes_no_bit(opened, ids, kv_format):
         np.testing.assert_array_equal(found, plain)
 
 
-@pytest.mark.parametrize("spec", [SPARSE, "block_sparse:threshold=0.6,samples=3,sinks=0,dense=1"])
+@pytest.mark.parametrize(
+    "spec", [SPARSE, "block_sparse:threshold=0.6,samples=3,sinks=0,local=2,dense=1"]
+)
 @pytest.mark.parametrize("kv_format", ["fp32", "int8"])
 def test_chunks_and_threads_change_no_bit(opened, ids, spec, kv_format):
     engine = opened(spec, kv_format=kv_format)
@@ -77,7 +79,9 @@ def test_chunks_and_threads_change_no_bit(opened, ids, spec, kv_format):
     engine.threads = 1
 
 
-@pytest.mark.parametrize("spec", [SPARSE, "block_sparse:threshold=0.6,samples=3,sinks=0,dense=1"])
+@pytest.mark.parametrize(
+    "spec", [SPARSE, "block_sparse:threshold=0.6,samples=3,sinks=0,local=2,dense=1"]
+)
 def test_native_reads_what_the_reference_reads(opened, ids, spec):
     native = run(opened(spec), ids, 128, 450)
     reference = run(opened(spec, "reference"), ids, 200, 450)
@@ -117,10 +121,9 @@ def test_parts_of_blocks_are_refused(opened, ids, name):
     engine.set_prompt(sequence, 300)
     with pytest.raises(RequestError, match=r"whole blocks of 64 positions; found positions 0 to 5"):
         engine.forward([(sequence, TokenTree.chain(ids[:5]))])
-    tree = TokenTree(
-        np.arange(5, 69, dtype=np.int32), np.r_[-1, np.zeros(63)].astype(np.int32), np.ones(64, np.float32),
-        np.r_[-1, np.zeros(63)].astype(np.int16),
-    )  # fmt: skip
+    tokens, parents = np.arange(5, 69, dtype=np.int32), np.zeros(64, np.int32)
+    parents[0] = -1
+    tree = TokenTree(tokens, parents, np.ones(64, np.float32), parents.astype(np.int16))
     with pytest.raises(RequestError, match="as a tree"):
         engine.forward([(sequence, tree)])
 

@@ -26,10 +26,10 @@ class BlockSparse(Pattern):
     behind its last whole block. Within a block, what a token reads depends on tokens behind it.
 
     Attributes:
-        threshold: share of the sampled attention that chosen blocks hold, 0 to 1. Default 0.9.
+        threshold: share of the sampled attention that chosen blocks hold, 0 to 1. Default 0.92.
         samples: queries of a block that choose, 1 to 64. Default 4.
         sinks: first blocks that are always read. Default 1.
-        local: last blocks that are always read, the query's own included. Default 2.
+        local: last blocks that are always read, the query's own included. Default 4.
         dense: first layers that read everything. Default 0.
     """
 
@@ -45,10 +45,10 @@ class BlockSparse(Pattern):
     catalogue = ()
     examples = ("block_sparse", "block_sparse:threshold=0.8,samples=2,local=1")
 
-    threshold: float = 0.9
+    threshold: float = 0.92
     samples: int = 4
     sinks: int = 1
-    local: int = 2
+    local: int = 4
     dense: int = 0
 
     def __post_init__(self) -> None:

@@ -28,9 +28,9 @@ class SparsePrefill:
     """
 
     samples: int = 4
-    threshold: float = 0.9
+    threshold: float = 0.92
     sinks: int = 1
-    local: int = 2
+    local: int = 4
     dense: int = 0
 
 

@@ -155,6 +155,17 @@ def test_what_an_attention_pattern_reads_is_set_beside_reading_all(model, books,
             assert (ours["gain"] == pytest.approx(full["gain"], abs=1e-4)) == same
 
 
+def test_what_a_sparse_prefill_leaves_is_set_beside_reading_all(model, books):
+    suite = LongContexts(books, limit=1, length=384)
+    dense = evaluate(suite, LM(model, drafter="plain", budget=1)).results
+    for threshold, same in ((1.0, True), (0.0, False)):
+        pattern = f"block_sparse:threshold={threshold},local=1"
+        found = evaluate(suite, LM(model, drafter="plain", budget=1, attention=pattern)).results
+        for ours, full in zip(found, dense, strict=True):
+            assert ours["whole_gain"] == pytest.approx(full["gain"], abs=1e-4)
+            assert (ours["gain"] == pytest.approx(full["gain"], abs=1e-4)) == same
+
+
 @pytest.mark.parametrize("name", ["h2o:budget=48,recent=16,every=32", "sliding_window:budget=40"])
 def test_forests_under_a_policy_are_what_single_tokens_give(lm, name):
     policy = parse_policy(name)
