@@ -56,6 +56,7 @@ SHARED = {
     "transform": {"base"},
     "correction": {"base"},
     "tuner": {"base"},
+    "allocator": {"base"},
     "kv policy": {"base", "query_attention"},
 }
 

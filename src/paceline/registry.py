@@ -297,6 +297,7 @@ factorizers = Registry("factorizer", "paceline.compress.lowrank")
 transforms = Registry("transform", "paceline.compress.transform")
 corrections = Registry("correction", "paceline.compress.correction")
 tuners = Registry("tuner", "paceline.compress.tune")
+allocators = Registry("allocator", "paceline.compress.allocate")
 
 FAMILIES: dict[str, Registry] = {
     registry.family: registry
@@ -315,5 +316,6 @@ FAMILIES: dict[str, Registry] = {
         transforms,
         corrections,
         tuners,
+        allocators,
     )
 }

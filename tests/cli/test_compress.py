@@ -385,11 +385,43 @@ def test_the_command_searches(tmp_path, paceline):
     assert json.loads((out / "card.json").read_text())["name"] == "small"
 
 
+def test_the_command_gives_matrices_levels_of_their_own(tmp_path, paceline):
+    out = tmp_path / "small"
+    words = ("compress", shared("models", "stories260K"), out, "--recipe", "rtn:group=32")
+    texts = ("--rows", 2, "--length", 32, "--calibration", tmp_path / "text.txt", "--no-measure")
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 120)
+    search = "evopress:generations=1,offspring=2,tokens=64,first_tokens=32"
+    done = paceline(*words, *texts, "--budget", "bytes=400KB", "--allocate", search, "--json").json
+    assert done["size"]["total"] <= 400_000
+    assert done["notes"][-1].startswith("Searched in ")
+    assert "[[rule]]" in (out / "recipe.toml").read_text()
+    assert not (tmp_path / ".small.search").exists()
+
+
+def test_levels_of_a_recipe_are_tried_until_one_loses_little(tmp_path, paceline):
+    out, text = tmp_path / "small", tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl named Lily. " * 120)
+    words = ("compress", shared("models", "stories260K"), out, "--text", text, "--windows", 2)
+    done = paceline(*words, "--recipe", "magnitude", "--target-loss", 0.5, "--json").json
+    shares = [note.split("`")[1] for note in done["notes"] if note.startswith("Tried")]
+    assert shares[0] == "magnitude:sparsity=0.8"
+    assert done["recipe"] == shares[-1]
+    assert len(shares) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ((), "give --recipe, or --target-loss"),
-        (("--recipe", "rtn", "--target-loss", 1), "one of them"),
+        (("--recipe", "rtn:bits=4", "--target-loss", 1), "has one level"),
+        (
+            ("--recipe", "rtn", "--target-loss", 1, "--budget", "bytes=1MB"),
+            "leave --target-loss out",
+        ),
+        (("--target-loss", 1, "--budget", "bytes=1MB"), "--budget needs --recipe"),
+        (("--recipe", "rtn", "--budget", "1MB"), "expected bytes=SIZE"),
+        (("--recipe", "rtn", "--budget", "bytes=1MB", "--allocate", "evo"), "evopress"),
+        (("--recipe", "rtn", "--allocate", "evopress:seed=1"), "--allocate is of --budget"),
         (("--target-loss", 1, "--no-measure"), "leave --no-measure out"),
     ],
 )

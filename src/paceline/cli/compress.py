@@ -61,6 +61,18 @@ class CalibrationOptions:
         source = self.calibration or (OWN if recipe.own_texts else DEFAULT)
         return calibration(model, source, self.rows, self.length, self.seed, own)
 
+    def texts_of_search(self, model: Model) -> Calibration:
+        """Return the texts of a search for levels, which always looks at them.
+
+        Raises:
+            RequestError: a file is missing or too short.
+        """
+        from paceline.compress.calibrate import DEFAULT, calibration
+
+        own = own_writer(model, self.seed)
+        source = self.calibration or DEFAULT
+        return calibration(model, source, self.rows, self.length, self.seed, own)
+
     def texts_where_needed(self, model: Model, recipe: Recipe) -> Calibration:
         """Return the texts; a few by default where no method looks at data, as one of several."""
         options = self if recipe.needs_data else CalibrationOptions()
@@ -157,10 +169,21 @@ def compress(
         float | None,
         typer.Option(
             min=0.0,
-            help="Instead of a recipe: try recipes of 4 bits and more, the smallest first, until "
-            "one loses at most so many nats a token on the text.",
+            help="Try recipes of 4 bits and more, or the levels of --recipe (shares of zeros, or "
+            "bits), the smallest first, until one loses at most so many nats a token on the text.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Give every matrix a level of the recipe of its own, so that the checkpoint takes "
+            "at most so many bytes and loses little: bytes=60MB. Levels are shares of zeros, or "
+            "bits; recipes with | between them are all tried."
+        ),
+    ] = None,
+    allocate: Annotated[
+        str, typer.Option(help="How --budget searches; see `paceline methods`.")
+    ] = "evopress",
     head: Annotated[
         str, typer.Option(help="Recipe of embedding and head: without data, or `keep`.")
     ] = "keep",
@@ -181,6 +204,8 @@ def compress(
     import torch
 
     from paceline.cache_dir import cache_folder
+    from paceline.compress.budget.level_recipes import level_recipes
+    from paceline.compress.budget.search import BudgetSearch
     from paceline.compress.card import card_path, describe, write_card
     from paceline.compress.gguf_job import GGUFJob
     from paceline.compress.job import CompressionJob
@@ -188,16 +213,17 @@ def compress(
     from paceline.machine import peak_bytes, usable_cores
     from paceline.measuring.price import price
     from paceline.models import load
+    from paceline.models.formats.writer import write_bytes
+    from paceline.registry import allocators
 
     torch.set_num_threads(threads or usable_cores())
-    if (recipe is None) == (target_loss is None):
-        raise RequestError("give --recipe, or --target-loss to have one searched; one of them")
+    _check_searches(out, recipe, target_loss, budget, allocate)
     opened = load(model)
     suites = card.suites()
     start = perf_counter()
-    trials: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
     if target_loss is not None:
-        from paceline.planning.recipe_search import RecipeSearch
+        from paceline.planning.recipe_search import RECIPES, RecipeSearch
 
         if out.suffix == ".gguf" or not card.measure:
             raise RequestError(
@@ -205,25 +231,44 @@ def compress(
             )
         windows: Windows | None = card.read(opened)
         assert windows is not None
-        search = RecipeSearch(opened, out, target_loss, windows, head, again, threads)
+        tried = RECIPES if recipe is None else tuple(map(str, level_recipes(recipe)))
+        search = RecipeSearch(opened, out, target_loss, windows, head, again, threads, tried)
         layers = len(opened.config.layers) * len(search.recipes)
         with counting(layers, "blocks") as tick:
             job, texts, size, trials = search.run(
                 partial(calibration.texts_where_needed, opened), tick
             )
+        notes = tuple(f"Tried `{name}`: {lost:.4f} nats a token lost." for name, lost in trials)
     else:
         assert recipe is not None
-        plan = parse_recipe(recipe, head)
-        job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
         windows = card.read(opened) if card.measure else None
-        texts = calibration.texts(opened, plan)
+        search_levels = None
+        if budget is not None:
+            levels = level_recipes(recipe, head)
+            texts = calibration.texts_of_search(opened)
+            search_levels = BudgetSearch(
+                opened,
+                out,
+                levels[0],
+                again,
+                levels=levels,
+                budget=_budget_bytes(budget),
+                allocator=allocators.parse(allocate),
+            )
+            with counting(search_levels.steps, "blocks and evaluations") as tick:
+                found = search_levels.find(texts, tick)
+            plan, notes = found.recipe, (found.note,)
+        else:
+            plan = parse_recipe(recipe, head)
+            texts = calibration.texts(opened, plan)
+        job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
         with counting(len(opened.config.layers), "blocks") as tick:
             size = job.run(texts, tick)
+        if search_levels is not None:
+            write_bytes(out / "recipe.toml", found.toml.encode())
+            search_levels.finish()
     content = describe(job, texts, size, perf_counter() - start, peak_bytes())
-    content["notes"] = [
-        *content["notes"],
-        *(f"Tried `{name}`: {lost:.4f} nats a token lost." for name, lost in trials),
-    ]
+    content["notes"] = [*content["notes"], *notes]
     write_card(out, content)
     say(
         f"wrote {out}: {size.total / 1e6:.1f} MB, {size.bits_per_weight:.2f} bits for a weight of "
@@ -240,6 +285,39 @@ def compress(
         document(content)
     else:
         write(card_path(out).read_text(encoding="utf-8"))
+
+
+def _check_searches(
+    out: Path, recipe: str | None, target_loss: float | None, budget: str | None, allocate: str
+) -> None:
+    """Refuse options that do not say what is searched.
+
+    Raises:
+        RequestError: names the options.
+    """
+    if recipe is None and target_loss is None:
+        raise RequestError("give --recipe, or --target-loss to have one searched")
+    if budget is not None and (recipe is None or target_loss is not None or out.suffix == ".gguf"):
+        raise RequestError(
+            "--budget needs --recipe, whose levels it mixes, and a folder to write, and searches "
+            "the least loss itself; leave --target-loss out"
+        )
+    if budget is None and allocate != "evopress":
+        raise RequestError("--allocate is of --budget, which is not given; leave it out")
+
+
+def _budget_bytes(text: str) -> int:
+    """Return the bytes of --budget.
+
+    Raises:
+        RequestError: it is no number of bytes.
+    """
+    from paceline.cli.plan import parse_size
+
+    kind, _, value = text.partition("=")
+    if kind.strip() != "bytes":
+        raise RequestError(f"--budget is {text!a:.80}, expected bytes=SIZE, e.g. bytes=60MB")
+    return parse_size("--budget", value.strip())
 
 
 def own_writer(model: Model, seed: int = 0) -> Writer:

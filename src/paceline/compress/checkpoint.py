@@ -127,6 +127,15 @@ def _outer(model: Model, recipe: Recipe) -> Arrays:
     return arrays
 
 
+def outer_bytes(model: Model, recipe: Recipe) -> int:
+    """Return the bytes of what lies outside the blocks, as `write_checkpoint` writes it.
+
+    Raises:
+        MethodError: the recipe of the head does not fit it.
+    """
+    return sum(values.nbytes for _, values in _outer(model, recipe).values())
+
+
 def _moved(name: str, kind: str, values: NDArray[Any], offset: float) -> tuple[str, NDArray[Any]]:
     if not name.endswith("norm"):
         return kind, values

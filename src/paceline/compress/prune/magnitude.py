@@ -31,6 +31,8 @@ class Magnitude(Pruner):
         section="section 3",
         note="without retraining; by row, not over the whole matrix",
     )
+    catalogue = (336,)  # `--target-loss` tries the shares of zeros, the largest first
+    missing = {336: "one threshold for the whole model"}
     examples = ("magnitude", "magnitude:sparsity=0.3", "magnitude:pattern=2:4")
 
     def score(self, weight: Tensor, stats: Statistics) -> Tensor:

@@ -1,0 +1,134 @@
+"""EvoPress: an evolution of allocations, each generation judged on more and more tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.compress.allocate.base import Allocation, Allocator, Problem
+from paceline.core import Exactness
+from paceline.registry import Source, allocators, check_range
+
+_SPREADS = (1.0, 0.5)  # of the estimates whose allocations the search may start from
+
+
+@allocators.register("evopress", Exactness.LOSSY)
+@dataclass(frozen=True)
+class EvoPress(Allocator):
+    """Mutate the best allocation, and keep what loses least; the parent stays if none is better.
+
+    A mutation moves a few matrices a level up and others down, so that the bytes stay the same. All
+    offspring of a generation are judged on few tokens, the best quarter of them and their parent on
+    all. The search starts from the best of three: all matrices alike, and two allocations by
+    gradients.
+
+    Attributes:
+        generations: of the search, 0 to 100000. Default 20.
+        offspring: allocations of a generation, 1 to 1000. Default 6.
+        tokens: that an allocation is judged on in the end, 16 to 1000000. Default 2048.
+        first_tokens: that all offspring are judged on first, at most `tokens`. Default 512.
+        seed: of the mutations. Default 0.
+    """
+
+    generations: int = 20
+    offspring: int = 6
+    tokens: int = 2048
+    first_tokens: int = 512
+    seed: int = 0
+
+    source = Source(
+        authors="Sieberling et al.",
+        title="EvoPress: Towards Optimal Dynamic Model Compression via Evolutionary Search",
+        arxiv="2410.14649",
+        section="section 3, algorithm 1",
+        note="bytes instead of numbers of levels; also starts from allocations by gradients; "
+        "every generation sees the same texts, so that losses are kept",
+    )
+    catalogue = (185,)
+    missing = {185: "dropping blocks"}
+    examples = ("evopress", "evopress:generations=2,offspring=2,tokens=64,first_tokens=32")
+
+    def __post_init__(self) -> None:
+        check_range(0, 100_000, self.name, generations=self.generations)
+        check_range(1, 1000, self.name, offspring=self.offspring)
+        check_range(16, 1_000_000, self.name, tokens=self.tokens)
+        check_range(1, self.tokens, self.name, first_tokens=self.first_tokens)
+        check_range(0, 2**63 - 1, self.name, seed=self.seed)
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Allocator`."""
+        return self.tokens
+
+    @property
+    def evaluations(self) -> int:
+        """See `Allocator`."""
+        return 1 + len(_SPREADS) + self.generations * (self.offspring + self._survivors)
+
+    @property
+    def _survivors(self) -> int:
+        """Offspring that are judged on all tokens."""
+        return max(1, self.offspring // 4)
+
+    def search(self, problem: Problem, tick: Callable[[int], None]) -> Allocation:
+        """See `Allocator`."""
+        judge = _Judge(problem, tick)
+        starts = [problem.uniform(), *(problem.cheapest(each) for each in _SPREADS)]
+        parent = judge.best(starts, self.tokens)
+        for generation in range(self.generations):
+            draws = np.random.default_rng((self.seed, generation))
+            children = list(
+                dict.fromkeys(mutate(problem, parent, draws) for _ in range(self.offspring))
+            )
+            if len(children) > self._survivors and self.first_tokens < self.tokens:
+                children = judge.ranked(children, self.first_tokens)[: self._survivors]
+            parent = judge.best([parent, *children], self.tokens)
+        return parent
+
+
+@dataclass
+class _Judge:
+    """Ranks allocations by their losses; of equal ones the first counts."""
+
+    problem: Problem
+    tick: Callable[[int], None]
+
+    def ranked(self, allocations: list[Allocation], tokens: int) -> list[Allocation]:
+        """Return allocations in the order of their losses, the smallest first."""
+        losses = []
+        for each in allocations:
+            losses.append(self.problem.loss(each, tokens))
+            self.tick(1)
+        return [allocations[at] for at in np.argsort(losses, kind="stable")]
+
+    def best(self, allocations: list[Allocation], tokens: int) -> Allocation:
+        """Return the allocation with the smallest loss."""
+        return self.ranked(allocations, tokens)[0]
+
+
+def mutate(problem: Problem, parent: Allocation, draws: np.random.Generator) -> Allocation:
+    """Return an allocation some of whose levels differ, and that fits the budget.
+
+    One to three matrices go a level up; others go down until all fit; what is left over lets others
+    go up again.
+    """
+    chosen = np.array(parent)
+    rows = np.arange(problem.matrices)
+    up = draws.permutation(np.flatnonzero(chosen + 1 < problem.levels))
+    for at in up[: min(draws.integers(1, 4), draws.integers(1, 4))]:
+        chosen[at] += 1
+    raised = chosen > np.array(parent)
+    while problem.sizes[rows, chosen].sum() > problem.budget:
+        lower = np.flatnonzero((chosen > 0) & ~raised)
+        if not len(lower):  # all others are at their lowest
+            lower = np.flatnonzero(chosen > 0)
+        chosen[draws.choice(lower)] -= 1
+    for at in draws.permutation(problem.matrices):
+        left = problem.budget - problem.sizes[rows, chosen].sum()
+        level = chosen[at] + 1
+        fits = level < problem.levels and problem.growth(at, level - 1) <= left
+        if fits and level <= parent[at] + 1:
+            chosen[at] = level
+    return tuple(chosen.tolist())
