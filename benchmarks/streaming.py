@@ -34,6 +34,12 @@ from paceline.machine import peak_bytes
 from paceline.measuring.prompts import read_prompts
 
 _PIECE, _READERS = 4 << 20, 2
+# Threads and arenas of libraries reserve data that nobody uses, which the limit would count.
+LEAN = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "262144",
+}
 ARMS = {"streamed, plain": (0, True), "streamed, default": ("auto", True), "whole": (0, False)}
 
 
@@ -59,10 +65,12 @@ def read_speed(megabytes: int) -> float:
             for piece in range(first, pieces, _READERS):
                 os.preadv(descriptor, [room], piece * _PIECE)
 
-        start = perf_counter()
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(read, range(_READERS)))
-        seconds = perf_counter() - start
+        seconds = float("inf")
+        for _ in range(3):
+            start = perf_counter()
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(read, range(_READERS)))
+            seconds = min(seconds, perf_counter() - start)
         os.close(descriptor)
     finally:
         path.unlink(missing_ok=True)
@@ -149,7 +157,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for arm in asked.arms:
         words = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | LEAN)
         if done.returncode:
             raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
         results[arm] = result = json.loads(done.stdout.splitlines()[-1])

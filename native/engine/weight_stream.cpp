@@ -10,7 +10,13 @@
 namespace paceline {
 
 WeightStream::WeightStream(const std::string& path, size_t budget, size_t layers)
-    : budget_(budget), file_(path, layers + 1), layers_(layers) {}
+    : budget_(budget), file_(path, layers + 1), layers_(layers) {
+#if defined(__GLIBC__)
+    // Else the allocator keeps what layers leave, once it has seen a few large ones freed.
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#endif
+}
 
 WeightStream::~WeightStream() {
     {

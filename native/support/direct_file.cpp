@@ -16,10 +16,10 @@ namespace paceline {
 namespace {
 
 [[noreturn]] void fail(const std::string& what, const std::string& path, int error) {
-    const char* hint = error == ENOSPC || error == EDQUOT
-                           ? "; free some space, or set XDG_CACHE_HOME to a folder on another disk"
-                           : "";
-    throw FileError(what + " " + path + ": " + std::strerror(error) + hint);
+    const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+    throw FileError(what + " " + path + ": " + std::strerror(error) +
+                    (full ? "; free some space, or set XDG_CACHE_HOME to a folder on another disk"
+                          : ""));
 }
 
 #if defined(O_DIRECT)

@@ -1,6 +1,7 @@
 """Layers that stream from disk: the same logits, within the budget, and clean ends of failures."""
 
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from paceline.core import TokenTree
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.native import NativeEngine
 from paceline.engines.view import View
+from paceline.engines.wrapper import EngineWrapper
 from paceline.errors import ModelError, RequestError
 from paceline.models import load
 from tests.conftest import shared
@@ -177,6 +179,41 @@ def test_a_folder_that_cannot_be_written_is_refused(model, tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "plain file"))
     with pytest.raises(ModelError, match=r"layers cannot stream from .*; set XDG_CACHE_HOME"):
         NativeEngine(model.config, model.weights, weights_memory=1)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(model, tmp_path):
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(ModelError, match=r"cannot write .*; free some space, or set XDG_CACHE"):
+            NativeEngine(model.config, model.weights, weights_memory=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert list((tmp_path / "cache" / "paceline").iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+
+
+def test_a_server_counts_what_is_in_memory(model):
+    engine, budget = streamed(model), smallest(model)
+    assert engine.weights_memory == budget < engine.weight_bytes
+    assert EngineWrapper(engine).weights_memory == budget
+    whole = NativeEngine(model.config, model.weights, weights_memory=1 << 80)
+    assert whole.weights_memory is None
+    assert whole.streamed_bytes == 0
+
+
+def test_threads_may_change_and_sequences_stay_between_passes(model):
+    engine, whole = streamed(model, threads=1), NativeEngine(model.config, model.weights)
+    kept = []
+    for each in (engine, whole):
+        sequence = each.start(np.arange(1, 9, dtype=np.int32))
+        each.threads = 2
+        rows = each.forward([(sequence, binary(4))]).copy()
+        each.commit(sequence, [0, 1])
+        other = each.fork(sequence)
+        kept.append([rows, each.forward([(sequence, binary(2)), (other, binary(9))]).copy()])
+    assert_same(*kept)
 
 
 @pytest.mark.parametrize("value", [0, -5, "much", 2.5, True, "600 apples"])

@@ -29,7 +29,7 @@ from paceline.kvcache.base import Policy
 
 # Prompt logits for drafters that learn from it come in chunks of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
-_STREAMED_PART = 128  # or of so many tokens, where each pass reads weights from disk
+_STREAMED_PART = 64  # or of so many tokens, where each pass reads weights from disk
 
 
 class Session:

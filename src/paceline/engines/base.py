@@ -116,6 +116,7 @@ class Engine(ABC):
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
         weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
         streamed_bytes: size of the weights that each pass reads from a file; 0: all are in memory.
+        weights_memory: most bytes of weights in memory where some stream; None: all are there.
         open_pages: upper limit of the pages that a sequence takes besides those of its positions.
         screens_drafts: `forward_screened` is for passes with drafts, too; otherwise only for plain
             decoding, as a draw for each visited node costs more than the smaller reading saves.
@@ -136,6 +137,7 @@ class Engine(ABC):
     device: str | None = None
     weight_bytes: int | None = None
     streamed_bytes: int = 0
+    weights_memory: int | None = None
     open_pages: int = 0
     screens_drafts: bool = False
     head_share: float = 1.0

@@ -19,6 +19,7 @@ from paceline.machine import machine
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 # Where weights stream from disk, a pass takes long, and its time hardly depends on its size.
 _STREAMED_SIZES = (1, 8, 32, 64, 96, 128)
+_STREAMED_LOGITS = 10_000_000  # of a pass at most: 40 MB, where memory is short
 _CHECKED = (1, 8)  # sizes of the passes that are run anew
 _CLEARLY, _RESOLUTION = 0.85, 2e-4  # share of the known time, and seconds, by which they are faster
 _USEFUL = 5.0  # no tree is expected to gain so many tokens
@@ -84,7 +85,8 @@ def _measure(engine: Engine) -> Cost:
     """Measure T(n) in about a second, where kernels take a step, up to what can ever pay."""
     times: list[float] = []
     streams = engine.streamed_bytes > 0
-    sizes = _STREAMED_SIZES if streams else _SIZES
+    fitting = max(_STREAMED_LOGITS // engine.config.vocab_size, _STREAMED_SIZES[2])
+    sizes = tuple(n for n in _STREAMED_SIZES if n <= fitting) if streams else _SIZES
     for size in sizes:
         warmups = int(not streams or size == 1)
         times += measure_cost(engine, _CONTEXT, (size,), repeats=1, warmups=warmups).seconds

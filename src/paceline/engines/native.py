@@ -172,6 +172,7 @@ class NativeEngine(Engine):
         except (ValueError, _native.WeightFileError) as error:
             raise ModelError(str(error)) from None
         self.streamed_bytes = self._model.streamed[1]
+        self.weights_memory = weights_memory if self.streamed_bytes else None
         self.activations = choose_activations(self, self._model, act)
         self.format = with_activations(str(chosen or formats), self.activations)
         # A copy of the head saves next to nothing beside the disk, and is no part of the budget.

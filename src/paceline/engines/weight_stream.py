@@ -9,6 +9,8 @@ from paceline import _native
 from paceline.cache_dir import cache_folder
 from paceline.errors import ModelError
 
+_LARGEST = 1 << 62  # bytes: more is no limit
+
 
 def stream_weights(model: _native.NativeModel, budget: int) -> None:
     """Let a model keep at most `budget` bytes of weights in memory; before it has any.
@@ -23,7 +25,7 @@ def stream_weights(model: _native.NativeModel, budget: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"weights-{os.getpid()}-{token_hex(4)}.tmp"
-        model.stream_weights(str(path), budget)
+        model.stream_weights(str(path), min(max(budget, 0), _LARGEST))
     except (OSError, _native.WeightFileError) as error:
         raise ModelError(
             f"layers cannot stream from {folder}: {error}; set XDG_CACHE_HOME to a folder that can "

@@ -54,6 +54,11 @@ class EngineWrapper(Engine):
         return self.inner.streamed_bytes
 
     @property
+    def weights_memory(self) -> int | None:  # type: ignore[override]  # an attribute there
+        """Most bytes of weights in memory; see `Engine.weights_memory`."""
+        return self.inner.weights_memory
+
+    @property
     def screens_drafts(self) -> bool:  # type: ignore[override]  # an attribute there
         """Whether passes with drafts read the head in part; see `Engine.screens_drafts`."""
         return self.inner.screens_drafts

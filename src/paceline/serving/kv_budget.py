@@ -281,7 +281,7 @@ def _taken(engine: Engine) -> int:
     Raises:
         RequestError: the engine does not report the size of its weights.
     """
-    weights = engine.weight_bytes
+    weights = engine.weights_memory or engine.weight_bytes
     if weights is None:
         raise RequestError(
             f"the {engine.name} engine does not report the size of its weights; with a memory "

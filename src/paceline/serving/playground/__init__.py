@@ -104,8 +104,8 @@ def _memory(engine: Engine) -> int | None:
     try:
         pages = engine.memory
     except MethodError:
-        return engine.weight_bytes
-    return (engine.weight_bytes or 0) + pages.used * pages.page_bytes
+        return engine.weights_memory or engine.weight_bytes
+    return (engine.weights_memory or engine.weight_bytes or 0) + pages.used * pages.page_bytes
 
 
 def _file_response(name: str) -> Response:
