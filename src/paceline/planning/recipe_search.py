@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from paceline.compress.recipe import Recipe
     from paceline.models import Model
 
-# From the smallest on; integers in groups, which the kernels multiply as they are stored.
+# From the smallest on; the kernels multiply all of them as they are stored.
 RECIPES = (
     "rtn:bits=4,group=128",
     "awq+gptq:bits=4,group=128",
-    "rtn:bits=4,group=32",
-    "awq+gptq:bits=4,group=32",
-    "awq+gptq:bits=4,group=32,symmetric=false",
-    "awq+gptq:bits=5,group=32",
-    "rtn:bits=6,group=32",
+    "awq+gptq:bits=4,group=32,levels=learned,scale_bits=6",
+    "awq+gptq:bits=5,group=32,symmetric=false,scale_bits=6",
+    "awq+gptq:bits=6,group=32,symmetric=false,scale_bits=6",
     "rtn:bits=8,group=32",
 )
 
