@@ -391,8 +391,8 @@ def test_the_command_gives_matrices_levels_of_their_own(tmp_path, paceline):
     texts = ("--rows", 2, "--length", 32, "--calibration", tmp_path / "text.txt", "--no-measure")
     (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 120)
     search = "evopress:generations=1,offspring=2,tokens=64,first_tokens=32"
-    done = paceline(*words, *texts, "--budget", "bytes=400KB", "--allocate", search, "--json").json
-    assert done["size"]["total"] <= 400_000
+    done = paceline(*words, *texts, "--budget", "bytes=280KB", "--allocate", search, "--json").json
+    assert done["size"]["total"] <= 280_000
     assert done["notes"][-1].startswith("Searched in ")
     assert "[[rule]]" in (out / "recipe.toml").read_text()
     assert not (tmp_path / ".small.search").exists()
