@@ -97,7 +97,7 @@ class Statistics:
         return replace(
             self,
             input_norm=None if norm is None else norm / scales,
-            second_moment=None if moment is None else moment / scales / scales[:, None],
+            second_moment=None if moment is None else (moment / scales).div_(scales[:, None]),
         )
 
     @cached_property
