@@ -132,6 +132,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         ("snapkv:pool=4", "snapkv:pool is 4, expected an odd number"),
         ("snapkv:recent=0", "recent"),
         ("expected_attention:window=1", "window"),
+        ("expected_attention:epsilon=2", "epsilon"),
         ("random:seed=-1", "seed"),
     ):
         with pytest.raises(MethodError, match=message):
@@ -213,7 +214,16 @@ PRESSES = {
     "keydiff": ("KeyDiffPress", {}, slice(None)),
     "tova": ("TOVAPress", {}, slice(-1)),
     "snapkv:recent=32,pool=5": ("SnapKVPress", {"window_size": 32}, slice(-32)),
-    "expected_attention:window=4096,sinks=4": ("ExpectedAttentionPress", {}, slice(4, None)),
+    "expected_attention:window=4096,sinks=4,epsilon=0": (
+        "ExpectedAttentionPress",
+        {},
+        slice(4, None),
+    ),
+    "expected_attention:window=4096,sinks=4,epsilon=0.02": (
+        "ExpectedAttentionPress",
+        {"epsilon": 0.02},
+        slice(4, None),
+    ),
 }
 
 

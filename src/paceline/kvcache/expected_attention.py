@@ -23,8 +23,9 @@ class ExpectedAttention(ScoringPolicy):
     Queries before their rotation are taken as normally distributed, with the mean and the
     covariance of the last ones. Rotated by the mean rotation of the coming positions, they give
     each key an expected share of attention, exp(k m + k C k / 2), which is averaged over the query
-    heads of a group and multiplied by the norm of the row's value. Does not look at what is asked
-    last, so that it suits text that is read once and asked about later.
+    heads of a group. The share plus `epsilon` is multiplied by the norm of the row's value: where
+    no attention is expected, the norm decides. Does not look at what is asked last, so that it
+    suits text that is read once and asked about later.
 
     Attributes:
         budget: rows that each head keeps. Default 1024, as of other policies.
@@ -34,6 +35,8 @@ class ExpectedAttention(ScoringPolicy):
         window: last positions whose queries count, 2 to 4096. Default 256: with more, their
             storage outweighs what it improves.
         future: coming positions over which rotations are averaged, 1 to 65536. Default 512.
+        epsilon: added to each share before it is multiplied by the norm, 0 to 1. Default 0.01:
+            with 0, numbers in a text of 2,048 tokens are forgotten more often than by chance.
     """
 
     source = Source(
@@ -50,11 +53,13 @@ class ExpectedAttention(ScoringPolicy):
     recent: int = 64
     window: int = 256
     future: int = 512
+    epsilon: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(2, 4096, self.name, window=self.window)
         check_range(1, 65536, self.name, future=self.future)
+        check_range(0.0, 1.0, self.name, epsilon=self.epsilon)
 
     @property
     def query_window(self) -> int:
@@ -88,7 +93,8 @@ class ExpectedAttention(ScoringPolicy):
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         grouped = shares.reshape(shape.kv_heads, -1, shares.shape[-1]).mean(1)
-        result: Scores = grouped * np.linalg.norm(layer.values.astype(np.float64), axis=-1)
+        norms = np.linalg.norm(layer.values.astype(np.float64), axis=-1)
+        result: Scores = (grouped + self.epsilon) * norms
         return result
 
     def _coming_queries(self, layer: LayerCache) -> tuple[Scores, Scores]:

@@ -48,6 +48,7 @@ class RetrievalHeads(ExpectedAttention):
         recent: last positions that all heads keep. Default 64.
         window: last positions whose queries count, 2 to 4096. Default 256.
         future: coming positions over which rotations are averaged, 1 to 65536. Default 512.
+        epsilon: added to each share before it is multiplied by the norm, 0 to 1. Default 0.01.
         share: of the budget, for heads that keep all, 0 to 1. Default 0.5.
         surprise: power of the surprisal in the product, 0 to 16. Default 3: on SmolLM2 copies keep
             more than with 1.
