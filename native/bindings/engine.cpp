@@ -354,7 +354,7 @@ arrays::Array2<float> recent_queries(Sequence& sequence, int64_t index) {
         if (!cache.tracks_queries())
             refuse("this sequence does not track queries; `track_queries` does");
         const std::vector<float> queries = cache.recent_queries(layer, size);
-        rows = queries.size() / size;
+        rows = size ? queries.size() / size : 0;
         values = std::make_unique<float[]>(queries.size());
         std::copy(queries.begin(), queries.end(), values.get());
     });

@@ -70,11 +70,12 @@ QKNorm qk_norm_of(const std::string& name) {
 
 LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
     LayerShape shape{};
-    shape.heads = size_attribute(layer, "heads", 1, kMaxHeads);
-    shape.kv_heads = size_attribute(layer, "kv_heads", 1, kMaxHeads);
+    shape.heads = size_attribute(layer, "heads", 0, kMaxHeads);
+    shape.kv_heads = size_attribute(layer, "kv_heads", 0, kMaxHeads);
     shape.head_dim = size_attribute(layer, "head_dim", 1, kLargestHead);
-    shape.intermediate = size_attribute(layer, "intermediate", 1, kMaxWidth);
-    if (shape.heads % shape.kv_heads) refuse("heads must be a multiple of kv_heads");
+    shape.intermediate = size_attribute(layer, "intermediate", 0, kMaxWidth);
+    if (shape.kv_heads ? shape.heads % shape.kv_heads || !shape.heads : shape.heads > 0)
+        refuse("heads must be a multiple of kv_heads, or both 0");
     if (!layer.attr("window").is_none())
         shape.window = size_attribute(layer, "window", 1, kMaxContext);
     nb::object rope = layer.attr("rope");
@@ -106,6 +107,8 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
         size_in_range("the number of layers", shape.layers.size(), 1, kMaxLayers);
     }
     size_in_range("the number of layers", shape.layers.size(), 1, kMaxLayers);
+    if (std::ranges::none_of(shape.layers, [](const LayerShape& each) { return each.heads; }))
+        refuse("no layer has attention");
     const auto norm = attribute<std::string>(config, "norm");
     if (norm != "rms" && norm != "layer" && norm != "plain")
         refuse("norm '" + norm + "' has no kernel");

@@ -46,7 +46,7 @@ private:
     // The committed nodes as a chain behind the rows that were there before.
     Attention attention(size_t layer, size_t head) const {
         const LayerShape& shape = model_.shape.layers[layer];
-        const size_t nodes = depths_.size(), group = shape.heads / shape.kv_heads;
+        const size_t nodes = depths_.size(), group = shape.group();
         Attention job{};
         job.pages = cache_.data();
         job.last_page = (cache_.held(layer, head) - 1) / kCacheBlock;

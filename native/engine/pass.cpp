@@ -212,6 +212,7 @@ void Pass::reserve() {
         for (const FusedMatrix* fused :
              {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*fused);
+        if (!layer.heads) continue;
         states = std::max(states, before_[i].states.back());
         if (!shared_spans_.empty()) {
             const PackedAttention job = join(i, shared_spans_[0], 0, nullptr);
@@ -327,7 +328,7 @@ void Pass::plan() {
     if (model_.stream) model_.stream->begin(layers_);
     add_rows(&Pass::embed, 0, Stage::embed);
     size_t heads = 0;
-    for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t i = 0; i < needed_layers(); ++i) {
         if (logits_ && heads + 1 < view_.heads() &&
             static_cast<size_t>((*view_.exits)[heads]) == i)
             plan_head(layers_[i], heads++);
@@ -419,7 +420,22 @@ void Pass::plan_screen() {
     add(Stage::head, &Pass::multiply_screen, 0, screen.panels(), kPiece);
 }
 
+// Without logits only keys and values are wanted: layers behind the last attention are not run.
+size_t Pass::needed_layers() const {
+    size_t count = layers_.size();
+    while (!logits_ && count && !shape_.layers[layers_[count - 1]].heads) --count;
+    return count;
+}
+
 void Pass::plan_layer(size_t layer) {
+    const LayerShape& shape = shape_.layers[layer];
+    if (shape.heads) plan_attention(layer);
+    // Without logits the last layer is run for its keys and values only.
+    if (!logits_ && layer == layers_[needed_layers() - 1]) return;
+    if (shape.intermediate) plan_mlp(layer);
+}
+
+void Pass::plan_attention(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
@@ -430,8 +446,7 @@ void Pass::plan_layer(size_t layer) {
     add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     if (!closings_.empty())
         add(Stage::attention, &Pass::close, layer, closings_.size() * shape.kv_heads, 1);
-    // Without logits the last layer is run for its keys and values only.
-    if (!logits_ && layer == layers_.back()) return;
+    if (!logits_ && layer == layers_[needed_layers() - 1]) return;
     if (view_.positions)
         add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
     if (summarises(layer))
@@ -442,6 +457,11 @@ void Pass::plan_layer(size_t layer) {
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
     multiply_later(Stage::output, weights.o.matrices(), weights.o.bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
+}
+
+void Pass::plan_mlp(size_t layer) {
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_mlp, layer);
     multiply_later(Stage::up, weights.gate_up.matrices(), weights.gate_up.bias, work_.normed, hidden_,
                    {.activation = shape_.activation,

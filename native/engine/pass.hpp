@@ -110,6 +110,9 @@ private:
     void plan();
     void plan_layer(size_t layer);
     void plan_streamed(size_t layer);
+    void plan_attention(size_t layer);
+    void plan_mlp(size_t layer);
+    size_t needed_layers() const;
     void plan_head(size_t layer, size_t place);
     void add_chunks(Stage part, Work work, size_t index, size_t chunks);
     void add(Stage part, Work work, size_t index, size_t things, size_t least);

@@ -72,7 +72,7 @@ size_t Pass::span_count(size_t columns) const {
 // without work, spans are computed apart, or the queries shared out.
 Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
     const LayerShape& layer = shape_.layers[index];
-    const size_t queries = batch_[branch].nodes * (layer.heads / layer.kv_heads);
+    const size_t queries = batch_[branch].nodes * layer.group();
     const size_t columns = seen(index, batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
     const size_t wanted = threads_ == 1 ? 1 : kCallsForEach * threads_;
     const size_t heads = batch_.size() * layer.kv_heads, spans = span_count(columns);
@@ -91,7 +91,9 @@ Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
 void Pass::find_shared_spans() {
     shared_span_counts_.assign(batch_.size(), 0);
     if (view_.positions || batch_.size() == 1) return;
-    const size_t group = shape_.layers[0].heads / shape_.layers[0].kv_heads;
+    size_t group = 0;
+    for (const LayerShape& layer : shape_.layers)
+        if (layer.heads) group = std::max(group, layer.group());
     for (size_t span = 0, found = 1; found; ++span) {
         std::map<const uint8_t*, SharedSpan> by_page;
         const size_t end = (span + 1) * kSpan;
@@ -116,7 +118,7 @@ void Pass::find_shared_spans() {
 }
 
 size_t Pass::shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const {
-    return layer.kv_heads * parts(shared_span.nodes * (layer.heads / layer.kv_heads), kMostQueries);
+    return layer.kv_heads * parts(shared_span.nodes * layer.group(), kMostQueries);
 }
 
 size_t Pass::shared_node_bytes() const { return padded(n_) * sizeof(SharedNode); }
@@ -146,6 +148,7 @@ void Pass::count_calls(size_t layer) {
     const LayerShape& shape = shape_.layers[layer];
     Before& before = before_[layer];
     size_t calls = 0, states = 0;
+    if (!shape.heads) return;
     for (const SharedSpan& shared_span : shared_spans_)
         calls += shared_span_calls(shape, shared_span);
     for (size_t branch = 0; branch <= batch_.size(); ++branch) {
@@ -173,7 +176,7 @@ PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
     const LayerShape& shape = shape_.layers[layer];
     const Branch& branch = batch_[b];
     const KVCache& cache = *branch.cache;
-    const size_t group = shape.heads / shape.kv_heads;
+    const size_t group = shape.group();
     const bool part = view_.positions.has_value();
     const int32_t* positions = cache.positions(layer, head);
     if (part) positions = view_.positions->empty() ? kNoPositions : view_.positions->data();
@@ -257,7 +260,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
 // Merges the spans of every query where they were computed apart.
 void Pass::combine(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerShape& shape = shape_.layers[layer];
-    const size_t group = shape.heads / shape.kv_heads;
+    const size_t group = shape.group();
     const auto [begin, end] = chunk_range(n_ * shape.kv_heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t node = item / shape.kv_heads, b = branch_of_[node];

@@ -83,10 +83,15 @@ void Pass::norm_row(const Norm& norm, const float* row, float* out, size_t size)
                   row, out);
 }
 
-// The norm behind the layer that ran before `layer`; null if it is the first.
+// The norm behind the last attention or MLP that ran before `layer`; null if there was none.
 const Norm* Pass::norm_before(size_t layer) const {
-    const auto at = std::lower_bound(layers_.begin(), layers_.end(), layer);
-    return at == layers_.begin() ? nullptr : &model_.weights.layers[at[-1]].mlp_post_norm;
+    auto at = std::lower_bound(layers_.begin(), layers_.end(), layer);
+    while (at != layers_.begin()) {
+        const size_t before = *--at;
+        if (shape_.layers[before].intermediate) return &model_.weights.layers[before].mlp_post_norm;
+        if (shape_.layers[before].heads) return &model_.weights.layers[before].attn_post_norm;
+    }
+    return nullptr;
 }
 
 // Adds a row y, normed and scaled if the model says so, to the residual stream.
@@ -123,13 +128,15 @@ void Pass::attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffe
 
 void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerWeights& weights = model_.weights.layers[layer];
+    const bool attends = shape_.layers[layer].heads > 0, parallel = attends && shape_.parallel;
+    const Norm* before = attends ? &weights.attn_post_norm : norm_before(layer);
     const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
         float* x = row(work_.x, i, hidden_);
         float* normed = row(work_.normed, i, hidden_);
-        if (shape_.parallel) enter(weights.mlp_norm, x, normed);
-        merge(weights.attn_post_norm, x, row(work_.y, i, hidden_));
-        if (!shape_.parallel) enter(weights.mlp_norm, x, normed);
+        if (parallel) enter(weights.mlp_norm, x, normed);
+        if (before) merge(*before, x, row(work_.y, i, hidden_));
+        if (!parallel) enter(weights.mlp_norm, x, normed);
     }
 }
 

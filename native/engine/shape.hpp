@@ -8,6 +8,7 @@
 
 namespace paceline {
 
+// A layer without heads has no attention, one whose MLP has no width has none.
 struct LayerShape {
     size_t heads, kv_heads, head_dim, intermediate;
     size_t window;  // 0: all
@@ -17,6 +18,9 @@ struct LayerShape {
     // Queries at position p are multiplied by 1 + query_growth log(1 + floor(p / query_length)).
     float query_growth;
     size_t query_length;
+
+    // Query heads that share a key/value head; only of a layer with attention.
+    size_t group() const { return heads / kv_heads; }
 
     // Columns of one row of queries, keys and values; each part is padded to panels.
     size_t query_size() const { return heads * head_dim; }

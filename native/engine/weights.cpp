@@ -87,8 +87,11 @@ Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKe
             layers[i].attn_norm = plain_norm(hidden);
             layers[i].mlp_norm = plain_norm(hidden);
         }
-        layers[i].qkv = FusedMatrix(format, {keys, values - keys, end - values}, hidden);
-        layers[i].o = FusedMatrix(format, {panels(hidden)}, layer.query_size());
+        if (layer.heads) {
+            layers[i].qkv = FusedMatrix(format, {keys, values - keys, end - values}, hidden);
+            layers[i].o = FusedMatrix(format, {panels(hidden)}, layer.query_size());
+        }
+        if (!layer.intermediate) continue;
         layers[i].gate_up = FusedMatrix(format, std::vector(shape.gated ? 2 : 1, wide), hidden, true);
         layers[i].down = FusedMatrix(format, {panels(hidden)}, layer.intermediate);
     }
@@ -127,10 +130,10 @@ Weights::Slot Weights::layer_slot(size_t index, const std::string& part) {
     if (part == "q") return slot(Part::q, layer.qkv, 0, shape.query_size());
     if (part == "k") return slot(Part::k, layer.qkv, 1, shape.kv_size());
     if (part == "v") return slot(Part::v, layer.qkv, 2, shape.kv_size());
-    if (part == "o") return slot(Part::o, layer.o, 0, hidden);
+    if (part == "o" && shape.heads) return slot(Part::o, layer.o, 0, hidden);
     if (part == "gate" && shape_.gated) return slot(Part::gate, layer.gate_up, 0, wide);
     if (part == "up") return slot(Part::up, layer.gate_up, shape_.gated ? 1 : 0, wide);
-    if (part == "down") return slot(Part::down, layer.down, 0, hidden);
+    if (part == "down" && wide) return slot(Part::down, layer.down, 0, hidden);
     return {};
 }
 
@@ -141,11 +144,12 @@ Norm* Weights::norm_of(const std::string& stem, size_t& size) {
     if (!stem.starts_with("layers.")) return nullptr;
     const auto [index, part] = layer_of(stem);
     LayerWeights& layer = layers[index];
+    const LayerShape& shape = shape_.layers[index];
+    if (part.starts_with("mlp_") ? !shape.intermediate : !shape.heads) return nullptr;
     if (part == "attn_norm" && shape_.pre_norm) return &layer.attn_norm;
     if (part == "attn_post_norm") return &layer.attn_post_norm;
     if (part == "mlp_norm" && shape_.pre_norm) return &layer.mlp_norm;
     if (part == "mlp_post_norm") return &layer.mlp_post_norm;
-    const LayerShape& shape = shape_.layers[index];
     const bool width = shape_.qk_norm == QKNorm::width;
     size = width ? shape.query_size() : shape.head_dim;
     if (part == "q_norm") return &layer.q_norm;
@@ -305,11 +309,13 @@ void Weights::check() const {
     for (size_t i = 0; i < layers.size(); ++i) {
         const LayerWeights& layer = layers[i];
         const std::string prefix = "layers." + std::to_string(i) + ".";
+        const bool attends = shape_.layers[i].heads, widens = shape_.layers[i].intermediate;
         for (unsigned part = 0; part < parts; ++part)
-            need(layer.seen >> part & 1 || (part == gate && !shape_.gated),
+            need(layer.seen >> part & 1 || (part == gate && !shape_.gated) ||
+                     !(part < gate ? attends : widens),
                  prefix + kPartNames[part]);
-        need(!shape_.pre_norm || layer.attn_norm, prefix + "attn_norm");
-        need(!shape_.pre_norm || layer.mlp_norm, prefix + "mlp_norm");
+        need(!shape_.pre_norm || !attends || layer.attn_norm, prefix + "attn_norm");
+        need(!shape_.pre_norm || !widens || layer.mlp_norm, prefix + "mlp_norm");
         const std::pair<const Norm*, const char*> norms[] = {
             {&layer.q_norm, "q_norm"},
             {&layer.k_norm, "k_norm"},

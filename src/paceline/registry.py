@@ -294,6 +294,7 @@ patterns = Registry("attention pattern", "paceline.attention")
 pruners = Registry("pruner", "paceline.compress.prune")
 quantizers = Registry("quantizer", "paceline.compress.quantize")
 factorizers = Registry("factorizer", "paceline.compress.lowrank")
+structures = Registry("structure", "paceline.compress.structure")
 transforms = Registry("transform", "paceline.compress.transform")
 corrections = Registry("correction", "paceline.compress.correction")
 tuners = Registry("tuner", "paceline.compress.tune")
@@ -313,6 +314,7 @@ FAMILIES: dict[str, Registry] = {
         pruners,
         quantizers,
         factorizers,
+        structures,
         transforms,
         corrections,
         tuners,

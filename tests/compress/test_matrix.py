@@ -32,12 +32,14 @@ from paceline.registry import (
     factorizers,
     pruners,
     quantizers,
+    structures,
     transforms,
     tuners,
 )
 from tests.conftest import shared
 
 FRAMES = (
+    (structures, "{}+rtn:bits=8,group=32"),
     (pruners, "{}"),
     (quantizers, "{}"),
     (factorizers, "{}"),

@@ -97,6 +97,8 @@ def copying_heads(engine: Engine) -> list[NDArray[np.float64]]:
 
 def _looks_back(queries: Floats, keys: Floats, size: int) -> NDArray[np.float64]:
     """Return the attention of the last `size` queries to the copied text, [H_kv]."""
+    if not len(keys):
+        return np.empty(0)
     group = len(queries) // len(keys)
     scores = np.einsum("hwd,hsd->hws", queries, keys.repeat(group, 0)).astype(np.float64)
     at = np.arange(keys.shape[1] - size, keys.shape[1])

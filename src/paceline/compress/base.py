@@ -1,9 +1,9 @@
 """The contracts of compression methods: what each wants to know, and what it makes of a block.
 
-Five kinds of methods make a recipe, in this order: transforms rewrite the weights of a block
-without changing what it computes, a pruner, one quantiser or factorisation, corrections of what
-that lost, and tuners, which train the stored form on the outputs of the block or, all blocks
-together, on those of the model.
+Six kinds of methods make a recipe, in this order: structures leave parts of the model out or train
+what is left (`structure.base`), transforms rewrite the weights of a block without changing what it
+computes, a pruner, one quantiser or factorisation, corrections of what that lost, and tuners, which
+train the stored form on the outputs of the block or, all blocks together, on those of the model.
 """
 
 from __future__ import annotations

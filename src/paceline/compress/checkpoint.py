@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,13 @@ from paceline.models.formats.safetensors import Stored, read_file
 from paceline.models.formats.stored_forms import arrays_of, scheme
 from paceline.models.formats.writer import write_arrays, write_bytes, write_json
 from paceline.models.hf_config import read_config
+from paceline.models.layer_shapes import shape_settings
 from paceline.models.tensor_names import places
 
 if TYPE_CHECKING:
     from paceline.compress.recipe import Recipe
     from paceline.models import Model
-    from paceline.models.config import ModelConfig
+    from paceline.models.config import LayerConfig, ModelConfig
 
 Arrays = dict[str, tuple[str, NDArray[Any]]]
 
@@ -63,6 +64,22 @@ class Target:
         offset = model.config.norm_offset - config.norm_offset
         return cls(settings, offset, tokenizer_files(model))
 
+    def reshaped(
+        self,
+        config: ModelConfig,
+        kept: Sequence[tuple[int, LayerConfig]],
+        biases: frozenset[str],
+    ) -> Target:
+        """Return what is written of a model some of whose parts were left out.
+
+        Args:
+            config: of the model that is compressed.
+            kept: for each layer that is left, its index there, and its new shape.
+            biases: matrices that got a bias.
+        """
+        added = shape_settings(self.settings, config.layers, kept, biases)
+        return replace(self, settings={**self.settings, **added})
+
 
 @dataclass(frozen=True)
 class Size:
@@ -85,18 +102,26 @@ class Size:
 
 
 def write_checkpoint(
-    folder: Path, model: Model, recipe: Recipe, target: Target, work: WorkFolder
+    folder: Path, model: Model, recipe: Recipe, target: Target, work: WorkFolder, layers: int
 ) -> Size:
     """Write the finished blocks and what lies outside them into a folder.
 
     config.json comes last: a folder that has one is complete.
+
+    Args:
+        folder: that is made.
+        model: the source.
+        recipe: what becomes of it.
+        target: settings and tokenizer.
+        work: holds the finished blocks.
+        layers: how many there are.
 
     Raises:
         ModelError: it cannot be written.
         MethodError: the recipe of the head does not fit it.
     """
     arrays = _outer(model, recipe)
-    for index in range(len(model.config.layers)):
+    for index in range(layers):
         tensors = read_file(work.final_file(index))
         arrays |= {name: (each.dtype, each.values) for name, each in tensors.items()}
     if target.norm_offset:
@@ -105,7 +130,7 @@ def write_checkpoint(
     for name, content in target.texts.items():
         write_bytes(folder / name, content)
     write_json(folder / "config.json", dict(target.settings))
-    return _size(arrays, model.config)
+    return _size(arrays)
 
 
 def _outer(model: Model, recipe: Recipe) -> Arrays:
@@ -144,7 +169,7 @@ def _moved(name: str, kind: str, values: NDArray[Any], offset: float) -> tuple[s
     return kind, values + np.float32(offset)
 
 
-def _size(arrays: Arrays, config: ModelConfig) -> Size:
+def _size(arrays: Arrays) -> Size:
     total = sum(values.nbytes for _, values in arrays.values())
     matrices = weights = 0
     for name, (_, values) in arrays.items():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from paceline.compress.calibrate import Calibration
     from paceline.compress.pipeline import CompressedBlock
     from paceline.compress.recipe import Recipe
+    from paceline.compress.restructure import Restructured
+    from paceline.compress.whole_model import WholeModel
     from paceline.models import Model
 
 
@@ -48,6 +50,7 @@ class CompressionJob:
 
     def __post_init__(self) -> None:
         """Check source and target."""
+        self._structure_notes: tuple[str, ...] = ()
         self._check_target()
         if not self.out.parent.is_dir():
             raise RequestError(f"cannot write {self.out}: there is no folder {self.out.parent}")
@@ -93,7 +96,7 @@ class CompressionJob:
         ] + ["embed", "head"]
         shapes = {name: weights.shape(name) for name in names if name in weights}
         matrices = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
-        return self.recipe.notes(matrices, self.model.config)
+        return [*self._structure_notes, *self.recipe.notes(matrices, self.model.config)]
 
     @property
     def work_path(self) -> Path:
@@ -117,22 +120,27 @@ class CompressionJob:
         from paceline.compress.pipeline import compress_blocks
 
         work = WorkFolder(self.work_path, self._describe(texts))
-        layers = len(self.model.config.layers)
+        source = self._restructure(work, texts)
+        self._structure_notes = source.notes
+        config, layer = source.model.config, source.model.layer
+        layers = len(config.layers)
         done = work.finished(layers)
-        tick(done)
+        tick(done + len(self.model.config.layers) - layers)
         if done < layers:
-            gradients = self._gradients(work, texts)
+            gradients = self._gradients(work, source.model)
             inputs = work.hidden(done) if done else self._embed(texts)
-            config = self.model.config
-            for block in compress_blocks(config, self._layer, inputs, self.recipe, done, gradients):
+            for block in compress_blocks(config, layer, inputs, self.recipe, done, gradients):
                 self._check_block(block)
                 work.save(block)
                 tick(1)
         if self.recipe.model_tuner is not None and not work.is_tuned():
-            self._tune(work, texts)
+            self._tune(work, source.model)
         draft = work.path / "out"
         shutil.rmtree(draft, ignore_errors=True)
-        size = write_checkpoint(draft, self.model, self.recipe, self._target, work)
+        target = self._target
+        if self.recipe.structures:
+            target = target.reshaped(self.model.config, source.kept, source.biases)
+        size = write_checkpoint(draft, self.model, self.recipe, target, work, layers)
         size = self._finish(draft, size)
         work.remove()
         return size
@@ -153,6 +161,22 @@ class CompressionJob:
             "version": paceline.__version__,
         }
 
+    def _restructure(self, work: WorkFolder, texts: Calibration) -> Restructured:
+        """Return the model whose blocks are compressed, after the recipe's structures."""
+        import torch
+
+        from paceline.compress.restructure import Restructured
+        from paceline.compress.whole_model import WholeModel
+
+        whole = self.recipe.structures or self.recipe.wanted_of_gradients or self.recipe.model_tuner
+        outer = self._outer() if whole else {}
+        tokens = torch.from_numpy(texts.tokens)
+        base = WholeModel(self.model.config, self._layer, outer, tokens)
+        source = Restructured.whole(base)
+        for step, method in enumerate(self.recipe.structures):
+            source = source.after(method, base, work.path, step)
+        return source
+
     def _embed(self, texts: Calibration) -> Tensor:
         """Return what goes into the first block; only the rows that occur are read."""
         import torch
@@ -169,7 +193,7 @@ class CompressionJob:
         return blocks.embed(tokens, positions, self.model.config, outer).contiguous()
 
     def _gradients(
-        self, work: WorkFolder, texts: Calibration
+        self, work: WorkFolder, source: WholeModel
     ) -> Callable[[int, str], Statistics] | None:
         """Return what gradients say of each matrix, computed unless it is there already."""
         wanted = self.recipe.wanted_of_gradients
@@ -177,7 +201,7 @@ class CompressionJob:
             return None
         extra = work.extra_bits()
         if extra is None:
-            extra = self._keep_gradients(work, texts, Statistic.FISHER in wanted)
+            extra = self._keep_gradients(work, source, Statistic.FISHER in wanted)
         known = extra
 
         def read(index: int, name: str) -> Statistics:
@@ -186,20 +210,18 @@ class CompressionJob:
 
         return read
 
-    def _tune(self, work: WorkFolder, texts: Calibration) -> None:
+    def _tune(self, work: WorkFolder, source: WholeModel) -> None:
         """Train all blocks together, and keep them."""
-        import torch
-
         from paceline.compress.reconstruct.distillation import CompressedModel
 
         assert self.recipe.model_tuner is not None
-        layers = range(len(self.model.config.layers))
+        layers = range(len(source.config.layers))
         model = CompressedModel(
-            self.model.config,
-            self._outer(),
-            [self._layer(index) for index in layers],
+            source.config,
+            source.outer,
+            [source.layer(index) for index in layers],
             [work.block(index) for index in layers],
-            torch.from_numpy(texts.tokens),
+            source.texts,
             bool(self.recipe.transforms),
         )
         work.keep_tuned(self.recipe.model_tuner.tune(model))
@@ -215,17 +237,15 @@ class CompressionJob:
         }
 
     def _keep_gradients(
-        self, work: WorkFolder, texts: Calibration, fisher: bool
+        self, work: WorkFolder, source: WholeModel, fisher: bool
     ) -> dict[str, float]:
         """Compute gradients on the texts, and keep what they say of each matrix."""
-        import torch
-
         from paceline.compress.fisher import Gradients, extra_bits, loss_of_rounding
 
         losses, sizes = {}, {}
-        passes = Gradients(self.model.config, self._layer, self._outer())
-        for index, found in passes.fisher(torch.from_numpy(texts.tokens)):
-            weights = self._layer(index)
+        passes = Gradients(source.config, source.layer, source.outer)
+        for index, found in passes.fisher(source.texts):
+            weights = source.layer(index)
             for name, each in found.items():
                 full = f"layers.{index}.{name}"
                 losses[full] = loss_of_rounding(weights[name], each)

@@ -17,7 +17,7 @@ from paceline.errors import ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rounding import rounded_product
-from paceline.models.tensors import Linear, RoundedInputs
+from paceline.models.tensors import Linear, RoundedInputs, narrowest
 
 _TOGETHER = 1024  # positions that run through a block at once; caches hold more of fewer
 
@@ -81,6 +81,9 @@ def compress_blocks(
             stored |= tuner.tune(block, stored)
         weights |= {name: torch.from_numpy(each.dense()) for name, each in stored.items()}
         tensors: dict[str, Linear | Tensor] = {**weights, **stored}
+        if recipe.structures:
+            rest = {name: weights[name] for name in matrices if name not in stored}
+            tensors |= {name: narrowest(each.numpy()) for name, each in rest.items()}
         products = {
             name: rounded_product(each, weights[name])
             for name, each in stored.items()

@@ -22,10 +22,19 @@ from paceline.compress.base import (
 )
 from paceline.compress.base import WeightCompressor as Weight
 from paceline.compress.prune.base import Pruner
+from paceline.compress.structure.base import StructureMethod
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
 from paceline.models.tensors import RoundedInputs
-from paceline.registry import corrections, factorizers, pruners, quantizers, transforms, tuners
+from paceline.registry import (
+    corrections,
+    factorizers,
+    pruners,
+    quantizers,
+    structures,
+    transforms,
+    tuners,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +46,9 @@ if TYPE_CHECKING:
 KEEP = "keep"  # the recipe of what stays as it is
 NAMED = ("mobilenmt",)  # recipes that come with Paceline, in the folder `recipes`
 # In the order in which they come in a recipe.
-REGISTRIES = (transforms, pruners, quantizers, factorizers, corrections, tuners)
+REGISTRIES = (structures, transforms, pruners, quantizers, factorizers, corrections, tuners)
 _STAGES = {
+    "structure": -1,
     "transform": 0,
     "pruner": 1,
     "quantizer": 2,
@@ -59,6 +69,7 @@ class Steps:
         corrections: of what they lost.
         tuners: of the stored forms of a block.
         model_tuner: of those of all blocks together; or None.
+        structures: that change the whole model before, in order.
     """
 
     text: str = KEEP
@@ -67,6 +78,7 @@ class Steps:
     corrections: tuple[Correction, ...] = ()
     tuners: tuple[BlockTuner, ...] = ()
     model_tuner: ModelTuner | None = None
+    structures: tuple[StructureMethod, ...] = ()
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -191,6 +203,11 @@ class Recipe:
         return self.steps.transforms
 
     @property
+    def structures(self) -> tuple[StructureMethod, ...]:
+        """Methods that change the whole model before; rules cannot have any."""
+        return self.steps.structures
+
+    @property
     def tuners(self) -> tuple[BlockTuner, ...]:
         """Tuners of whole blocks; rules cannot change them."""
         return self.steps.tuners
@@ -209,7 +226,7 @@ class Recipe:
     def needs_data(self) -> bool:
         """Whether any method looks at calibration texts."""
         steps = (self.steps, *(each for _, each in self.rules))
-        learnt = bool(self.transforms or self.tuners or self.model_tuner)
+        learnt = bool(self.structures or self.transforms or self.tuners or self.model_tuner)
         return learnt or any(each.statistics for each in steps)
 
     @property
@@ -259,8 +276,8 @@ def parse_steps(text: str) -> Steps:
         if _STAGES[one.family] > _STAGES[other.family]:
             raise MethodError(
                 f"in the recipe {text!r}, {other.name} ({other.family}) comes after {one.name} "
-                f"({one.family}); the order is transforms, a pruner, a quantizer or factorizer, "
-                "corrections, tuners"
+                f"({one.family}); the order is structures, transforms, a pruner, a quantizer or "
+                "factorizer, corrections, tuners"
             )
         if _STAGES[one.family] == _STAGES[other.family] and _STAGES[one.family] in (1, 2):
             raise MethodError(
@@ -275,8 +292,9 @@ def parse_steps(text: str) -> Steps:
         tuple(each for each in methods if isinstance(each, Correction)),
         tuple(each for each in methods if isinstance(each, BlockTuner)),
         next((each for each in methods if isinstance(each, ModelTuner)), None),
+        tuple(each for each in methods if isinstance(each, StructureMethod)),
     )
-    if not steps.compressors:
+    if not steps.compressors and len(steps.structures) < max(len(methods), 1):
         raise MethodError(
             f"the recipe {text!r} compresses nothing; add a quantizer, a pruner or a factorizer"
         )
@@ -285,6 +303,7 @@ def parse_steps(text: str) -> Steps:
 
 def _check_together(text: str, methods: Sequence[Compressor]) -> None:
     """Refuse methods that undo each other, though their order is right."""
+    methods = [each for each in methods if not isinstance(each, StructureMethod)]
     for method in methods:
         if isinstance(method, Weight) and method.alone and len(methods) > 1:
             raise MethodError(
@@ -344,7 +363,8 @@ def _check_inputs(steps: Steps, before: Sequence[BlockTransform]) -> None:
 def _head(text: str) -> Steps:
     steps = parse_steps(text)
     calibrated = steps.required_statistics | steps.statistics & {Statistic.SENSITIVITY}
-    if steps.transforms or steps.tuners or steps.model_tuner or calibrated:
+    whole = steps.structures or steps.transforms or steps.tuners or steps.model_tuner
+    if whole or calibrated:
         raise MethodError(
             f"the recipe {text!r} of embedding and head needs calibration, and these are not "
             "calibrated; take a method without data, e.g. rtn:bits=8"
@@ -387,10 +407,10 @@ def _from_file(path: Path, head: str) -> Recipe:
         match = _text(path, rule, "match")
         steps = parse_steps(_text(path, rule, "recipe"))
         whole = () if steps.model_tuner is None else (steps.model_tuner,)
-        for method in (*steps.transforms, *steps.tuners, *whole):
+        for method in (*steps.structures, *steps.transforms, *steps.tuners, *whole):
             raise MethodError(
                 f"the rule for {match!r} in {path} has the {method.family} {method.name}, "
-                "which changes whole blocks; put it into the recipe of all"
+                "which changes more than matrices; put it into the recipe of all"
             )
         found.append((match, steps))
     chosen = head if head != KEEP or "head" not in values else _text(path, values, "head")

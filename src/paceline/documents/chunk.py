@@ -87,8 +87,9 @@ def probes(config: ModelConfig) -> tuple[int, ...]:
 
     One at five sixths of those that see all positions, or of all layers.
     """
-    whole = [index for index, layer in enumerate(config.layers) if layer.window is None]
-    chosen = whole or list(range(len(config.layers)))
+    attending = [index for index, layer in enumerate(config.layers) if layer.heads]
+    whole = [index for index in attending if config.layers[index].window is None]
+    chosen = whole or attending
     return (chosen[len(chosen) * 5 // 6],)
 
 

@@ -27,6 +27,8 @@ def latent_factors(
     Returns:
         `latent` [r, hidden], `k` and `v` [kv_heads * head_dim, r].
     """
+    if not layer.heads:
+        return None
     k, v = (weights[f"layers.{index}.{name}"] for name in "kv")
     if not isinstance(k, LowRank) or not isinstance(v, LowRank):
         return None

@@ -459,6 +459,9 @@ class NativeEngine(Engine):
     def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
         """Return cached keys and values; see `Engine.keys_values`."""
         shape, own = self.config.layers[layer], _own(sequence)
+        if not shape.heads:
+            none = np.empty((0, own.rows(layer).shape[1], shape.head_dim), np.float32)
+            return none, none
         if self.kv_format in GROUPED_KV:
             keys, values = own.read_rows(layer).reshape(2, shape.kv_heads, -1, shape.head_dim)
             return keys, values

@@ -482,6 +482,8 @@ class ReferenceEngine(Engine):
                 extend = partial(sequence.write_latents, index)
                 cache = blocks.LatentCache(extend, blocks.rotation_of(layer, held))
             tap = sequence.note if tracked else None
+            if tracked and not layer.heads:
+                sequence.note_nothing(mask, layer.head_dim)
             x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)

@@ -100,6 +100,13 @@ class ReferenceCache:
             grouped = value.view(kv_heads, -1, *value.shape[1:])
             self.weights.append(grouped.double().sum(1))
 
+    def note_nothing(self, mask: Tensor, head_dim: int) -> None:
+        """Keep the place of a layer without attention, whose mask would be [N, R + N]."""
+        if self.window:
+            self.queries.append(mask.new_empty(0, len(mask), head_dim))
+        if self.mass is not None:
+            self.weights.append(mask.new_empty(0, *mask.shape).double())
+
     def commit(self, nodes: Tensor) -> None:
         """Move the rows of `nodes` int64 [A] to the end of the committed ones."""
         for index, layer in enumerate(self.layers):

@@ -177,20 +177,26 @@ class Policy(Method, ABC):
         if sequence.length % self.every or engine.row_count(sequence) <= self.budget:
             return False
         layers = LayerCaches(self.required, engine, sequence)
-        kept = self.choose(layers)
-        engine.evict(sequence, kept)
+        engine.evict(sequence, layers.all_layers(self.choose(layers)))
         return True
 
 
 class LayerCaches(Sequence[LayerCache]):
-    """What a policy needs to know of each layer, read when it is taken."""
+    """What a policy needs to know of each layer with attention, read when it is taken."""
 
     def __init__(self, needs: frozenset[Ability], engine: Engine, sequence: Cached) -> None:
         self._needs, self._engine, self._sequence = needs, engine, sequence
         self._surprisal = engine.surprisal(sequence) if Ability.SURPRISAL in needs else None
+        self._indices = attention_layers(engine.config)
 
     def __len__(self) -> int:
-        return len(self._engine.config.layers)
+        return len(self._indices)
+
+    def all_layers(self, kept: Sequence[Tokens]) -> list[Tokens]:
+        """Return the rows to keep of all layers, from those of the layers with attention."""
+        found = dict(zip(self._indices, kept, strict=True))
+        count = len(self._engine.config.layers)
+        return [found.get(index, np.empty((0, 0), np.int32)) for index in range(count)]
 
     @overload
     def __getitem__(self, index: int) -> LayerCache: ...
@@ -200,13 +206,13 @@ class LayerCaches(Sequence[LayerCache]):
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
         needs, engine, sequence = self._needs, self._engine, self._sequence
-        index = range(len(self))[index]
+        index = self._indices[index]
         keys = values = None
         if Ability.KEYS in needs:
             keys, values = engine.keys_values(sequence, index)
         return LayerCache(
             index,
-            len(self),
+            len(engine.config.layers),
             sequence.length,
             engine.rows(sequence, index),
             engine.attention_mass(sequence, index) if Ability.ATTENTION_MASS in needs else None,
@@ -216,6 +222,11 @@ class LayerCaches(Sequence[LayerCache]):
             self._surprisal,
             engine.config,
         )
+
+
+def attention_layers(config: ModelConfig) -> tuple[int, ...]:
+    """Return the indices of the layers that have attention."""
+    return tuple(index for index, layer in enumerate(config.layers) if layer.heads)
 
 
 def held_rows(positions: Tokens) -> Tokens:

@@ -79,9 +79,9 @@ class LightTransfer(Policy):
         lazy = set(np.argsort(-laziness, kind="stable")[:count].tolist())
         return [
             self.keep(layer)
-            if layer.index in lazy and layer.positions.shape[1] > self.budget
+            if place in lazy and layer.positions.shape[1] > self.budget
             else held_rows(layer.positions)
-            for layer in layers
+            for place, layer in enumerate(layers)
         ]
 
     def _laziness(self, layer: LayerCache) -> float:

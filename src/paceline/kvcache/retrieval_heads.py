@@ -14,7 +14,13 @@ from paceline.abilities import Ability
 from paceline.core import Exactness
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MemoryFullError, MethodError
-from paceline.kvcache.base import LayerCache, LayerCaches, Scores, best_rows
+from paceline.kvcache.base import (
+    LayerCache,
+    LayerCaches,
+    Scores,
+    attention_layers,
+    best_rows,
+)
 from paceline.kvcache.expected_attention import ExpectedAttention
 from paceline.kvcache.query_attention import query_attention
 from paceline.registry import Source, check_range, kv_policies
@@ -104,13 +110,11 @@ class RetrievalHeads(ExpectedAttention):
             return False
         sizes = self._sizes(engine, sequence.length)
         layers = LayerCaches(self.required, engine, sequence)
-        engine.evict(
-            sequence,
-            [
-                best_rows(layer.positions, self.final_scores(layer), own)
-                for layer, own in zip(layers, sizes, strict=True)
-            ],
-        )
+        kept = [
+            best_rows(layer.positions, self.final_scores(layer), sizes[layer.index])
+            for layer in layers
+        ]
+        engine.evict(sequence, layers.all_layers(kept))
         return True
 
     def _sizes(self, engine: Engine, length: int) -> list[NDArray[np.int64]]:
@@ -162,7 +166,8 @@ def _probe(engine: Engine, seed: int) -> NDArray[np.float64]:
         engine.track_queries(sequence, _REPEATED)
         engine.extend(sequence, np.tile(tokens, 2))
         scores = []
-        for index, layer in enumerate(engine.config.layers):
+        for index in attention_layers(engine.config):
+            layer = engine.config.layers[index]
             cache = LayerCache(
                 index,
                 len(engine.config.layers),

@@ -136,12 +136,17 @@ def block(
     Returns:
         [..., T, hidden].
     """
-    normed = norm(x, config, weights, "attn_norm")
-    attended = attention(normed, config, layer, weights, mask, rotation, cache, tap)
-    attended = scaled(norm(attended, config, weights, "attn_post_norm"), config.residual_scale)
-    mlp_input = x if config.parallel else x + attended
-    added = mlp(norm(mlp_input, config, weights, "mlp_norm"), config, weights, tap)
-    return x + attended + scaled(added, config.residual_scale)
+    after = x
+    if layer.heads:
+        normed = norm(x, config, weights, "attn_norm")
+        attended = attention(normed, config, layer, weights, mask, rotation, cache, tap)
+        attended = norm(attended, config, weights, "attn_post_norm")
+        after = x + scaled(attended, config.residual_scale)
+    if layer.intermediate:
+        mlp_input = x if config.parallel else after
+        added = mlp(norm(mlp_input, config, weights, "mlp_norm"), config, weights, tap)
+        after = after + scaled(added, config.residual_scale)
+    return after
 
 
 def attention(

@@ -15,6 +15,7 @@ One layer, in the notation of the fields below (`[]` marks what only some famili
     y = h @ down.T [+b]                                [y = mlp_post_norm(y)]
     x = x + y * residual_scale
 
+A layer without heads has no attention, with its norms, and one with `intermediate` 0 no MLP.
 Without `pre_norm`, a = x and m = x. A norm "layer" subtracts the mean; "plain" does, too, has no
 weights, and stands only for attn_norm, mlp_norm and final_norm.
 Before the layers: x = embed[token] * embedding_scale [+ positions[position + position_offset]].
@@ -56,9 +57,10 @@ class LayerConfig:
     """One decoder layer; layers may differ. Sizes that no decoder has raise `ModelError`.
 
     Attributes:
-        heads, kv_heads: query heads, and key/value heads shared by groups of them.
+        heads, kv_heads: query heads, and key/value heads shared by groups of them; both 0 where
+            the layer has no attention.
         head_dim: size of a head.
-        intermediate: width of the MLP.
+        intermediate: width of the MLP; 0 where the layer has none.
         window: a position sees the last `window` positions, itself included; None sees all.
         rope: rotary embedding, or None if positions are learned or absent.
     """
@@ -71,9 +73,9 @@ class LayerConfig:
     rope: Rope | None = None
 
     def __post_init__(self) -> None:
-        for name in ("heads", "kv_heads", "head_dim", "intermediate"):
-            _check_size(name, getattr(self, name))
-        if self.heads % self.kv_heads:
+        for name, low in (("heads", 0), ("kv_heads", 0), ("head_dim", 1), ("intermediate", 0)):
+            _check_size(name, getattr(self, name), low)
+        if bool(self.heads) != bool(self.kv_heads) or self.heads % max(self.kv_heads, 1):
             raise ModelError(
                 f"kv_heads is {self.kv_heads}, expected a divisor of {self.heads} heads"
             )
@@ -151,6 +153,8 @@ class ModelConfig:
         for layer in self.layers:
             if not isinstance(layer, LayerConfig):
                 raise ModelError(f"layers holds {layer!r:.80}, expected a LayerConfig")
+        if not any(layer.heads for layer in self.layers):
+            raise ModelError("no layer has attention, expected heads in at least one")
         if self.norm not in NORMS:
             raise ModelError(unknown("norm", str(self.norm), NORMS))
         if self.qk_norm not in QK_NORMS:

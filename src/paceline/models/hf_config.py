@@ -11,6 +11,7 @@ from paceline.models import layer_variants
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.families import FAMILIES, Family
 from paceline.models.fields import Fields
+from paceline.models.layer_shapes import read_biases, read_layers
 
 _MOST_LAYERS = 10_000
 _ACTIVATIONS = {
@@ -67,7 +68,7 @@ def read_config(
         if setting == "always" or fields.boolean(setting)
         for name in names.split()
     )
-    return _build(family.text or name, family, fields), family, biased
+    return _build(family.text or name, family, fields), family, biased | read_biases(fields)
 
 
 def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
@@ -91,9 +92,12 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
         context=layer_variants.context(fields, ropes),
-        layers=tuple(
-            LayerConfig(heads, kv_heads, head_dim, inner, window, rope)
-            for window, rope in zip(windows, ropes, strict=True)
+        layers=read_layers(
+            fields,
+            [
+                LayerConfig(heads, kv_heads, head_dim, inner, window, rope)
+                for window, rope in zip(windows, ropes, strict=True)
+            ],
         ),
         norm=family.norm,
         norm_eps=_norm_eps(fields),

@@ -3,7 +3,7 @@
 Canonical names: `embed`, `positions`, `final_norm`, `head`, and in `layers.{i}.`: `attn_norm`,
 `q`, `k`, `v`, `o`, `q_norm`, `k_norm`, `attn_inner_norm`, `attn_post_norm`, `mlp_norm`, `gate`,
 `up`, `down`, `mlp_inner_norm`, `mlp_post_norm`; each with `.bias` where the model has one.
-Matrices are [out, in]. Parts that a model lacks have no name.
+Matrices are [out, in]. Parts that a model, or one of its layers, lacks have no name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.family import Family
 
 Shape = tuple[int, ...]
+_OF_ATTENTION = frozenset(
+    ("q", "k", "v", "o", "q_norm", "k_norm", "attn_norm", "attn_inner_norm", "attn_post_norm")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,21 @@ def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[
             for name in (f"layers.{i}.{part}" for part in ("q", "k", "q.bias", "k.bias")):
                 if name in located:
                     located[name] = replace(located[name], paired=(layer.head_dim, dim))
-    return located
+    return {name: place for name, place in located.items() if _is_there(config, name)}
+
+
+def has_part(layer: LayerConfig, name: str) -> bool:
+    """Return whether a layer has the part that a tensor `q`, `mlp_norm.bias` ... belongs to."""
+    attends = name.removesuffix(".bias") in _OF_ATTENTION
+    return bool(layer.heads if attends else layer.intermediate)
+
+
+def _is_there(config: ModelConfig, name: str) -> bool:
+    prefix, _, rest = name.partition(".")
+    if prefix != "layers":
+        return True
+    index, _, part = rest.partition(".")
+    return has_part(config.layers[int(index)], part)
 
 
 def _outer_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -108,7 +125,7 @@ def _entries(
     layer: LayerConfig,
 ) -> dict[str, Place]:
     """Return the weights and biases that one module of the checkpoint holds."""
-    group = layer.heads // layer.kv_heads
+    group = layer.heads // max(layer.kv_heads, 1)
     interleaved = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, None)}
     parts = names.split()
     total = sum(shapes[name][0] for name in parts)

@@ -61,6 +61,8 @@ class TransMLA(WeightCompressor):
     ) -> Mapping[str, WeightCompressor]:
         """Factor keys and values together; the other matrices are left out."""
         missing = {"k", "v"} - weights.keys()
+        if not weights.keys() & {"q", "k", "v", "o"}:
+            return {}  # a layer without attention
         if missing:
             raise MethodError(
                 f"{self.name} factors keys and values together, and its rule leaves out "
@@ -139,13 +141,6 @@ def _select(rows: Tensor) -> Linear:
 
 def _keep(matrix: Tensor) -> Linear:
     """Return a matrix in the smallest type that holds it exactly."""
-    from contextlib import suppress
+    from paceline.models.tensors import narrowest
 
-    from paceline.errors import ModelError
-    from paceline.models.tensors import Dense, narrow
-
-    values = matrix.numpy()
-    for kind in ("BF16", "F16"):
-        with suppress(ModelError):
-            return Dense(narrow(values, kind), kind)
-    return Dense(values)
+    return narrowest(matrix.numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from paceline.errors import MethodError
@@ -43,16 +43,55 @@ class Descent:
         """
         import torch
 
-        if not bool(torch.isfinite(loss)):
-            raise MethodError(f"training gave no number at step {self._done}; lower the rate")
+        def backwards() -> float:
+            torch.autograd.backward(loss)
+            return float(loss.detach())
+
+        self.step_by(backwards)
+
+    def step_by(self, backwards: Callable[[], float]) -> None:
+        """Make a step against gradients that a function adds to the parameters.
+
+        Args:
+            backwards: adds the gradients, and returns the loss.
+
+        Raises:
+            MethodError: the loss is no number.
+        """
         done = self._done / self._steps
         left = 1 - done if self._linear else 0.5 * (1 + math.cos(math.pi * done))
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * left * group["share"]
         self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        if not math.isfinite(backwards()):
+            raise MethodError(f"training gave no number at step {self._done}; lower the rate")
         self._optimizer.step()
         self._done += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the parameters and what Adam knows of them, by name, for `restore`."""
+        found = {}
+        for place, each in enumerate(self._parameters()):
+            own = self._optimizer.state[each]
+            found[f"{place}.value"] = each.detach()
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in own:
+                    found[f"{place}.{name}"] = own[name]
+        return found
+
+    def restore(self, state: Mapping[str, Tensor], done: int) -> None:
+        """Go on from a state after `done` steps."""
+        import torch
+
+        self._done = done
+        for place, each in enumerate(self._parameters()):
+            with torch.no_grad():
+                each.copy_(state[f"{place}.value"])
+            own = {name: state[f"{place}.{name}"] for name in ("exp_avg", "exp_avg_sq")}
+            self._optimizer.state[each] = {"step": torch.tensor(float(done)), **own}
+
+    def _parameters(self) -> list[Tensor]:
+        return [each for group in self._optimizer.param_groups for each in group["params"]]
 
 
 def best_parameters(

@@ -179,5 +179,5 @@ def channels_of(block: Block) -> Iterator[Channels]:
         consumers = tuple(name for name in ("gate", "up") if name in weights)
         yield Channels("mlp_norm", consumers)
     linear_up = config.gated or config.activation in ("relu",)
-    if linear_up and "mlp_inner_norm" not in weights:
+    if linear_up and "up" in weights and "mlp_inner_norm" not in weights:
         yield Channels("up", ("down",))

@@ -61,6 +61,11 @@ def gguf_settings(
         arch: its row of the table.
     """
     layer = config.layers[0]
+    if len({(each.heads, each.kv_heads, each.intermediate) for each in config.layers}) > 1:
+        raise ModelError(
+            "GGUF files give all layers one shape, and parts of some layers were left out of this "
+            "model; Paceline runs its folder as it is"
+        )
     norm = "layer_norm_rms_epsilon" if config.norm == "rms" else "layer_norm_epsilon"
     own: dict[str, Value] = {
         "vocab_size": config.vocab_size,

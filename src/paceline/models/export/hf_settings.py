@@ -9,6 +9,7 @@ import numpy as np
 from paceline.errors import ModelError
 from paceline.models.export.gguf_metadata import SAME_AS
 from paceline.models.export.settings import family_of, model_settings
+from paceline.models.layer_shapes import BIASES, SHAPES, plain_settings
 from paceline.models.model import Model
 from paceline.models.rope import Rope
 
@@ -42,6 +43,21 @@ def hf_settings(model: Model) -> dict[str, Any]:
         usual = f"{family.capitalize()}ForCausalLM"
         values["architectures"] = [_CLASSES.get(family, usual)]
     return values if model.gguf is None else _from_gguf(model, values)
+
+
+def transformers_settings(model: Model) -> dict[str, Any]:
+    """Return the settings of a folder that transformers can load.
+
+    Raises:
+        ModelError: as `hf_settings`, or layers differ in their shapes.
+    """
+    values = plain_settings(hf_settings(model))
+    if SHAPES in values or BIASES in values:
+        raise ModelError(
+            "transformers gives all layers one shape, and parts of some layers were left out of "
+            "this model; Paceline runs the folder as it is"
+        )
+    return values
 
 
 def _from_gguf(model: Model, values: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from paceline.errors import MethodError, ModelError, unknown
 from paceline.models.config import ModelConfig
 from paceline.models.export.assembly import Assembled, assemble, whole
 from paceline.models.export.comparison import differences
-from paceline.models.export.hf_settings import hf_settings
+from paceline.models.export.hf_settings import transformers_settings
 from paceline.models.export.hf_tokenizer import tokenizer_files
 from paceline.models.formats.gguf_quantize import quantize
 from paceline.models.formats.gguf_writer import check_space
@@ -54,7 +54,7 @@ class SafetensorsExport:
         self._model = model
         self.dtype = _choose(model, dtype)
         self.notes: list[str] = []
-        self._settings = hf_settings(model) | {"dtype": _TORCH[self.dtype]}
+        self._settings = transformers_settings(model) | {"dtype": _TORCH[self.dtype]}
         config, family, biased = read_config(self._settings)
         wanted = places(config, family, biased)
         if model.config.tied:

@@ -16,7 +16,7 @@ from paceline.models.tensors.bit_planes import BitPlanes
 from paceline.models.tensors.block_quantized import BlockQuantized
 from paceline.models.tensors.codebook import Codebook
 from paceline.models.tensors.composed import LowRank, Sum
-from paceline.models.tensors.dense import Dense
+from paceline.models.tensors.dense import Dense, narrowest
 from paceline.models.tensors.grouped import Grouped
 from paceline.models.tensors.nested_codes import NestedCodes
 from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
@@ -51,6 +51,7 @@ __all__ = [
     "Widths",
     "from_tensors",
     "narrow",
+    "narrowest",
     "nested_forms",
     "pack_smallest",
     "to_dense",

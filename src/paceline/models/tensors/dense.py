@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Floats
 from paceline.errors import ModelError
-from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear, widen
+from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear, narrow, widen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,3 +64,11 @@ class Dense(Linear):
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Dense:
         return cls(arrays["values"], meta["dtype"])
+
+
+def narrowest(values: Floats) -> Dense:
+    """Return a float32 matrix in the smallest type that holds it exactly."""
+    for kind in ("BF16", "F16"):
+        with suppress(ModelError):
+            return Dense(narrow(values, kind), kind)
+    return Dense(values)

@@ -1,0 +1,125 @@
+"""Run the methods that change a whole model, and keep what they made beside unfinished work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.compress.structure.base import Structure, StructureMethod, kept_tensors
+from paceline.compress.whole_model import WholeModel
+from paceline.errors import ModelError
+from paceline.models.config import LayerConfig
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.writer import write_arrays, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SIZES = ("heads", "kv_heads", "intermediate")
+
+
+@dataclass(frozen=True)
+class Restructured:
+    """A model some of whose parts were left out, or trained.
+
+    Attributes:
+        model: that is left, with the texts.
+        kept: for each of its layers, the index in the model that is compressed, and its shape.
+        biases: matrices that got a bias.
+        notes: sentences for the card.
+    """
+
+    model: WholeModel
+    kept: tuple[tuple[int, LayerConfig], ...]
+    biases: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def whole(cls, model: WholeModel) -> Restructured:
+        """Return a model nothing of which is changed yet."""
+        return cls(model, tuple(enumerate(model.config.layers)))
+
+    def after(
+        self, method: StructureMethod, base: WholeModel, folder: Path, step: int
+    ) -> Restructured:
+        """Return the model after a method, which runs unless an earlier run has finished it.
+
+        Args:
+            method: that changes the model.
+            base: the model that is compressed, as it was.
+            folder: where finished work is kept.
+            step: place of the method among those of the recipe.
+        """
+        done = folder / f"structure-{step}.json"
+        if not done.is_file():
+            made = method.restructure(self.model, base, folder / f"structure-{step}")
+            _keep(folder, step, made, done)
+        return self._read(method, folder, step, done)
+
+    def _read(self, method: StructureMethod, folder: Path, step: int, done: Path) -> Restructured:
+        try:
+            state = json.loads(done.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot read {done}: {error}; remove it to go on") from None
+        layers = self.model.config.layers
+        kept = [
+            (int(entry["source"]), replace(layers[entry["source"]], **_sizes(entry)))
+            for entry in state["layers"]
+        ]
+        biases = self.biases | method.added_biases
+        files = [_file(folder, step, place) for place in range(len(kept))]
+        layer = _reader(self.model.layer, kept, files, biases, self.model.config.hidden_size)
+        config = replace(self.model.config, layers=tuple(shape for _, shape in kept))
+        return Restructured(
+            replace(self.model, config=config, layer=layer),
+            tuple((self.kept[source][0], shape) for source, shape in kept),
+            biases,
+            (*self.notes, str(state["note"])),
+        )
+
+
+def _sizes(entry: Mapping[str, int]) -> dict[str, int]:
+    return {name: int(entry[name]) for name in _SIZES}
+
+
+def _file(folder: Path, step: int, place: int) -> Path:
+    return folder / f"structure-{step}-{place:04}.safetensors"
+
+
+def _keep(folder: Path, step: int, made: Structure, done: Path) -> None:
+    """Keep what a method made; it counts once `done` is there."""
+    entries = []
+    for place, layer in enumerate(made.layers):
+        sizes = {name: getattr(layer.shape, name) for name in _SIZES}
+        entries.append({"source": layer.source, **sizes})
+        arrays = {name: ("F32", each.contiguous().numpy()) for name, each in layer.tensors.items()}
+        write_arrays(_file(folder, step, place), arrays)
+    write_json(done, {"layers": entries, "note": made.note})
+
+
+def _reader(
+    before: Callable[[int], Mapping[str, Tensor]],
+    kept: Sequence[tuple[int, LayerConfig]],
+    files: Sequence[Path],
+    biases: frozenset[str],
+    hidden: int,
+) -> Callable[[int], Mapping[str, Tensor]]:
+    """Return what reads a layer: its tensors before, with those that are new in their place."""
+
+    def read(index: int) -> Mapping[str, Tensor]:
+        import torch
+
+        source, shape = kept[index]
+        tensors = dict(before(source))
+        for name, each in read_file(files[index]).items():
+            tensors[name] = torch.from_numpy(np.array(each.values))
+        for name in biases:
+            tensors.setdefault(f"{name}.bias", torch.zeros(hidden))
+        return kept_tensors(tensors, shape)
+
+    return read

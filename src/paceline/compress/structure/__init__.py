@@ -1,0 +1,1 @@
+"""Methods that leave parts of a model out, or train what is left, before it is quantised."""

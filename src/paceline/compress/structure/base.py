@@ -1,0 +1,239 @@
+"""The contract of methods that leave parts of a model out, and what removes layers one by one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from paceline.compress.base import Compressor
+from paceline.compress.whole_model import WholeModel, divergence, run_block
+from paceline.errors import MethodError
+from paceline.models.config import LayerConfig
+from paceline.models.tensor_names import has_part
+from paceline.registry import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHOICES = ("cosine", "loss", "last")
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """One layer of what is left of a model.
+
+    Attributes:
+        source: index of the layer in the model before.
+        shape: of the layer now.
+        tensors: float32 tensors that are new, by their names in the layer; others stay as they
+            were, and those of missing parts go.
+    """
+
+    source: int
+    shape: LayerConfig
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a method made of a model.
+
+    Attributes:
+        layers: that are left, in order.
+        note: what the card tells, one sentence.
+    """
+
+    layers: Sequence[KeptLayer]
+    note: str
+
+
+@dataclass(frozen=True)
+class StructureMethod(Compressor, ABC):
+    """A method that changes a whole model of floating-point numbers before it is compressed.
+
+    Several may follow one another in a recipe; each sees what the one before it left.
+
+    Attributes:
+        whole_layers: it leaves whole layers out and changes nothing else of the model's shape, so
+            that formats with one shape for all layers can hold the result.
+        added_biases: matrices that get a bias in all layers.
+    """
+
+    whole_layers: ClassVar[bool] = False
+    added_biases: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
+        """Return what becomes of a model.
+
+        Args:
+            model: as the methods before left it.
+            base: the model that is compressed, as it was.
+            folder: where long work keeps what it has, to go on after an interruption.
+
+        Raises:
+            MethodError: the settings do not fit the model.
+        """
+
+
+@dataclass(frozen=True)
+class PartRemover(StructureMethod):
+    """Removes one part after another, all of a kind.
+
+    With `by=cosine` the parts go whose inputs and outputs, both with the residual stream, have the
+    largest cosine similarity, mean over positions of calibration. With `by=loss` each removal is
+    the one that costs least: among the `candidates` parts of the largest similarity that are left,
+    the one whose removal makes the smallest divergence from the model as it was. `by=last` takes
+    the last ones, for comparison.
+
+    Attributes:
+        count: parts to remove, 1 to 1000. Default 3.
+        by: what chooses: cosine, loss or last. Default loss.
+        candidates: parts that are tried for each removal by loss, 2 to 1000. Default 8.
+        rows: texts of calibration that removals are judged by, 1 to 1000. Default 4.
+    """
+
+    count: int = 3
+    by: str = "loss"
+    candidates: int = 8
+    rows: int = 4
+
+    parts: ClassVar[str] = "parts"  # what is removed, for messages
+
+    def __post_init__(self) -> None:
+        check_range(1, 1000, self.name, count=self.count, rows=self.rows)
+        check_range(2, 1000, self.name, candidates=self.candidates)
+        if self.by not in CHOICES:
+            raise MethodError(f"{self.name}:by is {self.by!r}, expected {', '.join(CHOICES)}")
+
+    @abstractmethod
+    def removable(self, shape: LayerConfig) -> bool:
+        """Return whether a layer has such a part."""
+
+    @abstractmethod
+    def without(self, shape: LayerConfig) -> LayerConfig | None:
+        """Return a layer's shape without the part; None where nothing of the layer is left."""
+
+    def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
+        """See `StructureMethod`."""
+        shapes = model.config.layers
+        there = [index for index, shape in enumerate(shapes) if self.removable(shape)]
+        if self.count >= len(there):
+            raise MethodError(
+                f"{self.name}:count is {self.count}, expected fewer than the {len(there)} "
+                f"{self.parts} of this model"
+            )
+        if self.by == "last":
+            chosen = there[-self.count :]
+        else:
+            similar = _similarities(self, model, there)
+            order = sorted(there, key=lambda index: -similar[index])
+            chosen = order[: self.count] if self.by == "cosine" else _cheapest(self, model, order)
+        left = _left(self, shapes, set(chosen))
+        self._check_attention([shape for _, shape in left])
+        removed = ", ".join(map(str, sorted(chosen)))
+        note = f"{self.name} removed the {self.parts} {removed} of {len(shapes)} layers."
+        return Structure([KeptLayer(index, shape) for index, shape in left], note)
+
+    def _check_attention(self, shapes: Sequence[LayerConfig]) -> None:
+        if not any(shape.heads for shape in shapes):
+            raise MethodError(
+                f"{self.name}:count {self.count} would leave no layer with attention; remove fewer"
+            )
+
+
+def _left(
+    remover: PartRemover, shapes: Sequence[LayerConfig], chosen: set[int]
+) -> list[tuple[int, LayerConfig]]:
+    """Return the layers that are left, with their indices."""
+    both = ((i, remover.without(each) if i in chosen else each) for i, each in enumerate(shapes))
+    return [(index, shape) for index, shape in both if shape is not None]
+
+
+def _similarities(
+    remover: PartRemover, model: WholeModel, there: Sequence[int]
+) -> dict[int, float]:
+    """Return the cosine similarity of the inputs and outputs of each part, mean over positions."""
+    import torch
+    from torch.nn import functional as F
+
+    found = {}
+    x = model.embed(model.texts)
+    for index, shape in enumerate(model.config.layers):
+        after = model.run(index, x)
+        if index in there:
+            rest = remover.without(shape)
+            if rest is None:
+                skipped, whole = x, after
+            else:  # what the part alone adds: the layer with it and without its other parts
+                only = _only(shape, rest)
+                with torch.no_grad():
+                    skipped = x
+                    whole = run_block(model.config, only, model.layer(index), x)
+            found[index] = float(F.cosine_similarity(skipped, whole, dim=-1).mean())
+        x = after
+    return found
+
+
+def _only(shape: LayerConfig, rest: LayerConfig) -> LayerConfig:
+    """Return the part of a layer that is not in the rest of it."""
+    if rest.heads:
+        return replace(shape, heads=0, kv_heads=0)
+    return replace(shape, intermediate=0)
+
+
+def _cheapest(remover: PartRemover, model: WholeModel, order: Sequence[int]) -> list[int]:
+    """Remove the parts one by one whose removal costs least; see `PartRemover`."""
+    model = replace(model, texts=model.texts[: remover.rows]).in_memory
+    states = list(_states(model, model.config.layers))
+    right, chosen = states[-1], list[int]()
+    for _ in range(remover.count):
+        tried = [index for index in order if index not in chosen][: remover.candidates]
+        costs = {
+            index: divergence(model, right, _from(remover, model, states, {*chosen, index}, index))
+            for index in tried
+        }
+        chosen.append(min(costs, key=lambda index: costs[index]))
+        shapes = [
+            remover.without(shape) if index in chosen else shape
+            for index, shape in enumerate(model.config.layers)
+        ]
+        states = list(_states(model, shapes))
+    return chosen
+
+
+def _from(
+    remover: PartRemover, model: WholeModel, states: Sequence[Tensor], gone: set[int], first: int
+) -> Tensor:
+    """Return the last block's outputs without some parts, of which `first` alone is new."""
+    import torch
+
+    x = states[first]
+    with torch.no_grad():
+        for index in range(first, len(model.config.layers)):
+            shape = model.config.layers[index]
+            left = remover.without(shape) if index in gone else shape
+            if left is not None:
+                x = run_block(model.config, left, model.layer(index), x)
+    return x
+
+
+def _states(model: WholeModel, shapes: Sequence[LayerConfig | None]) -> Iterator[Tensor]:
+    """Yield what goes into each layer, and what comes out of the last; None is skipped."""
+    import torch
+
+    with torch.no_grad():
+        x = model.embed(model.texts)
+        yield x
+        for index, shape in enumerate(shapes):
+            if shape is not None:
+                x = run_block(model.config, shape, model.layer(index), x)
+            yield x
+
+
+def kept_tensors(tensors: Mapping[str, Tensor], shape: LayerConfig) -> dict[str, Tensor]:
+    """Return the tensors of the parts that a layer has."""
+    return {name: each for name, each in tensors.items() if has_part(shape, name)}
