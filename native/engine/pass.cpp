@@ -325,10 +325,12 @@ size_t Pass::whole_chunks(size_t panels) const {
 }
 
 void Pass::plan() {
-    if (model_.stream) model_.stream->begin(layers_);
+    const size_t needed = needed_layers();
+    if (model_.stream)
+        model_.stream->begin({layers_.begin(), layers_.begin() + static_cast<ptrdiff_t>(needed)});
     add_rows(&Pass::embed, 0, Stage::embed);
     size_t heads = 0;
-    for (size_t i = 0; i < needed_layers(); ++i) {
+    for (size_t i = 0; i < needed; ++i) {
         if (logits_ && heads + 1 < view_.heads() &&
             static_cast<size_t>((*view_.exits)[heads]) == i)
             plan_head(layers_[i], heads++);

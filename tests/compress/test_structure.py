@@ -344,6 +344,10 @@ BAD = (
     (lambda s: s["layer_shapes"][1].update(intermediate=True), "is True, expected a whole number"),
     (lambda s: s["layer_shapes"][1].update(kv_heads=3), "kv_heads is 3, expected a divisor"),
     (lambda s: s["layer_shapes"][1].update(kv_heads=0), "kv_heads is 0, expected a divisor"),
+    (
+        lambda s: s["layer_shapes"][1].update(heads=0, kv_heads=0, intermediate=0),
+        "expected null for no layer",
+    ),
     (lambda s: s["layer_shapes"][0].update(intermediate=100), "layers.0.(gate|up|down)"),
     (lambda s: s.update(added_biases=["q"]), "expected a list of o and down"),
     (lambda s: s.update(added_biases=["o"]), "bias"),

@@ -57,6 +57,8 @@ def _read(fields: Fields, index: int, entry: object, layer: LayerConfig) -> Laye
     heads, kv_heads, inner = (
         own.integer(name, low=0, high=getattr(layer, name)) for name in _SIZES
     )
+    if not heads and not inner:
+        raise ModelError(f"{where} has no heads and no intermediate, expected null for no layer")
     return LayerConfig(heads, kv_heads, layer.head_dim, inner, layer.window, layer.rope)
 
 
