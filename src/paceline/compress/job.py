@@ -163,19 +163,23 @@ class CompressionJob:
 
     def _restructure(self, work: WorkFolder, texts: Calibration) -> Restructured:
         """Return the model whose blocks are compressed, after the recipe's structures."""
-        import torch
-
         from paceline.compress.restructure import Restructured
-        from paceline.compress.whole_model import WholeModel
 
         whole = self.recipe.structures or self.recipe.wanted_of_gradients or self.recipe.model_tuner
-        outer = self._outer() if whole else {}
-        tokens = torch.from_numpy(texts.tokens)
-        base = WholeModel(self.model.config, self._layer, outer, tokens)
+        base = self._base(texts, self._outer() if whole else {})
         source = Restructured.whole(base)
         for step, method in enumerate(self.recipe.structures):
             source = source.after(method, base, work.path, step)
         return source
+
+    def _base(self, texts: Calibration, outer: Mapping[str, Tensor]) -> WholeModel:
+        """Return the source as a model that can be run."""
+        import torch
+
+        from paceline.compress.whole_model import WholeModel
+
+        tokens = torch.from_numpy(texts.tokens)
+        return WholeModel(self.model.config, self._layer, outer, tokens)
 
     def _embed(self, texts: Calibration) -> Tensor:
         """Return what goes into the first block; only the rows that occur are read."""

@@ -67,7 +67,12 @@ def _variants(recipe: Recipe, named: Mapping[str, set[str]]) -> list[str]:
             "name one recipe for all"
         )
     steps = recipe.steps
-    whole = (*steps.transforms, *steps.tuners, *filter(None, [steps.model_tuner]))
+    whole = (
+        *steps.structures,
+        *steps.transforms,
+        *steps.tuners,
+        *filter(None, [steps.model_tuner]),
+    )
     if whole:
         raise MethodError(
             f"{whole[0].name} changes whole blocks, and a search with --budget gives every matrix "

@@ -147,7 +147,7 @@ class BudgetSearch(CompressionJob):
         from paceline.compress.budget.level_store import LevelStore
 
         if work.extra_bits() is None:
-            self._keep_gradients(work, texts, True)
+            self._keep_gradients(work, self._base(texts, self._outer()), True)
         extra = work.extra_bits()
         assert extra is not None
         known: Mapping[str, float] = extra
