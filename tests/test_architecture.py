@@ -53,6 +53,7 @@ SHARED = {
     "pruner": {"base"},
     "quantizer": {"base"},
     "factorizer": {"base"},
+    "structure": {"base"},
     "transform": {"base"},
     "correction": {"base"},
     "tuner": {"base"},
