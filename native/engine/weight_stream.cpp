@@ -3,11 +3,26 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
 
 namespace paceline {
+
+namespace {
+
+long process_number() {
+#if defined(__unix__) || defined(__APPLE__)
+    return static_cast<long>(getpid());
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
 
 WeightStream::WeightStream(const std::string& path, size_t budget, size_t layers)
     : budget_(budget), file_(path, layers + 1), layers_(layers) {
@@ -19,6 +34,10 @@ WeightStream::WeightStream(const std::string& path, size_t budget, size_t layers
 }
 
 WeightStream::~WeightStream() {
+    if (forked()) {  // they are threads of another process
+        for (std::thread& reader : readers_) reader.detach();
+        return;
+    }
     {
         std::lock_guard lock(guard_);
         closing_ = true;
@@ -101,10 +120,16 @@ void WeightStream::start() {
     size_t bytes = 0;
     for (const Layer& layer : layers_) bytes = std::max(bytes, layer.streamed ? layer.bytes : 0);
     for (Slot& slot : slots_) slot.memory = AlignedBuffer(bytes);
+    process_ = process_number();
     for (size_t i = 0; i < kReaders; ++i) readers_.emplace_back([this] { serve(); });
 }
 
+bool WeightStream::forked() const { return !readers_.empty() && process_ != process_number(); }
+
 void WeightStream::begin(const std::vector<size_t>& layers) {
+    if (forked())
+        throw FileError("a model whose weights stream cannot be used in a forked process; open it "
+                        "again there");
     last_.clear();
     for (const size_t layer : layers)
         if (layers_[layer].streamed) last_.push_back(layer);

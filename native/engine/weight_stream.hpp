@@ -42,6 +42,7 @@ public:
     bool finish(size_t others);
 
     // A pass runs these layers, in increasing order. Those in memory are left out.
+    // Throws FileError in a forked process, which has no threads that read.
     void begin(const std::vector<size_t>& layers);
     // Where a layer of the pass is while it is held; null: its matrices are in memory.
     const uint8_t* address(size_t layer) const;
@@ -85,6 +86,7 @@ private:
     size_t largest() const;
     size_t held() const;
     void start();
+    bool forked() const;
     void serve();
     bool can_claim() const {
         return !pausing_ && failure_.empty() && claimed_ < planned() && claimed_ < released_ + kSlots;
@@ -113,6 +115,7 @@ private:
     std::string failure_;
     std::vector<size_t> last_;  // layers of the last pass
     std::vector<std::thread> readers_;
+    long process_ = 0;  // that they run in
 };
 
 }  // namespace paceline

@@ -181,6 +181,22 @@ def test_a_folder_that_cannot_be_written_is_refused(model, tmp_path, monkeypatch
         NativeEngine(model.config, model.weights, weights_memory=1)
 
 
+def test_a_forked_process_is_told_and_does_not_hang(model):
+    engine = streamed(model, threads=1)
+    sequence = engine.start(np.arange(1, 9, dtype=np.int32))
+    child = os.fork()
+    if child == 0:  # must not come back to pytest
+        code = 1
+        try:
+            engine.forward([(sequence, binary(3))])
+        except ModelError as error:
+            code = 0 if "forked process" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    engine.forward([(sequence, binary(3))])
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(model, tmp_path):
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
