@@ -47,7 +47,7 @@ class DaSS(Pruner):
         note="the paper leaves the matrices of attention alone; Wanda's score is taken for them",
     )
     catalogue = (264,)
-    examples = ("dass", "dass:pattern=4:8,alpha=1")
+    examples = ("dass", "dass:pattern=2:4,alpha=1")
     statistics = frozenset({Statistic.INPUT_NORM})
 
     def __post_init__(self) -> None:
