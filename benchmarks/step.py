@@ -28,6 +28,7 @@ from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, Spent, de
 from paceline.models import load
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rope import Rope
+from paceline.models.tensor_names import has_part
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 MANY = 256  # nodes whose pass is limited by arithmetic alone
@@ -81,6 +82,7 @@ class RandomWeights(Mapping[str, Floats]):
                     "up": (layer.intermediate, hidden),
                     "down": (hidden, layer.intermediate),
                 }.items()
+                if has_part(layer, name)
             }
         self._rng = np.random.default_rng(0)
 

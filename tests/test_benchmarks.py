@@ -24,6 +24,7 @@ SMOKE = {
     "chunk_cache.py": SMALL
     + " --contexts 1 --length 384 --documents 3 --kinds copy --rounds 1 --threads 1",
     "step.py": "--shape tiny --format int8 --repeat 1 --sizes 1 4 --profile",
+    "shapes.py": "--shape tiny --contexts 16 --rounds 1 --threads 1",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "grouped.py": "--shape tiny --forms 3:32 4:64:zero --sizes 1 4 --rounds 1 --head-bits 6",
     "lookup.py": "--bits 2 3 --groups 32 --inputs 128 --megabytes 1 --rounds 1 --threads 1",
