@@ -65,12 +65,13 @@ def goal_of(name: str, job: PlanJob) -> Goal:
         return Goal(context=min(8192, context), prefer="memory")
     if name == "users":
         return Goal(users=8)
-    whole = next(
-        each.forecast.memory
-        for each in job.search.run()
-        if each.setup == Setup(job.search.source.path)
-    )
-    return Goal(memory=round(0.6 * whole), loss=0.03)
+    return Goal(memory=round(0.6 * default_setup(job).forecast.memory), loss=0.03)
+
+
+def default_setup(job: PlanJob) -> Candidate:
+    """Return the default setup with its forecast; a goal may leave it out."""
+    model = job.search.source.path
+    return next(each for each in job.search.run() if each.setup == Setup(model))
 
 
 def grid_of(
@@ -107,7 +108,7 @@ def row_of(name: str, options: argparse.Namespace) -> Row:
     """Make a plan of a goal and run the grid."""
     question = PlanQuestion(default_dialogues(), default_text(), tokens=options.tokens)
     first = PlanJob(options.model, Goal(), question, options.minutes)
-    goal = goal_of(name, first)
+    goal, default = goal_of(name, first), default_setup(first)
     first.measurer.close()
     start = monotonic()
     job = PlanJob(options.model, goal, question, options.minutes)
@@ -115,7 +116,6 @@ def row_of(name: str, options: argparse.Namespace) -> Row:
     minutes = (monotonic() - start) / 60
     chosen = result.plan.chosen
     own = next(each for each in result.candidates if each.setup == chosen.setup)
-    default = next(e for e in result.candidates if e.setup == Setup(options.model))
     grid = grid_of(result.candidates, goal, options.drafters, options.most)
     if own not in grid:
         grid.append(own)
@@ -149,24 +149,29 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="setups of a grid, by forecast")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    print(f"{options.model}, commit {commit()}\n")
+    print("| goal | chosen | of the best | setups | within 15 % | median error | minutes |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     rows = []
     for name in options.goals:
         try:
             rows.append(row_of(name, options))
         except RequestError as error:  # nothing reaches the goal
             print(f"{name}: {error}", file=sys.stderr)
-    print(f"{options.model}, commit {commit()}\n")
-    print("| goal | chosen | of the best | setups | within 15 % | median error | minutes |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for row in rows:
-        errors = sorted(row.errors)
-        close = sum(error <= CLOSE for error in errors) / len(errors)
-        print(
-            f"| {row.goal} | {row.chosen} | {row.against_best:.0%} | {len(errors)} | {close:.0%} | "
-            f"{errors[len(errors) // 2]:.0%} | {row.minutes:.1f} |"
-        )
-    if options.json:
-        options.json.write_text(json.dumps([vars(row) for row in rows], indent=2))
+            continue
+        print(line(rows[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([vars(row) for row in rows], indent=2))
+
+
+def line(row: Row) -> str:
+    """Return a row as Markdown."""
+    errors = sorted(row.errors)
+    close = sum(error <= CLOSE for error in errors) / len(errors)
+    return (
+        f"| {row.goal} | {row.chosen} | {row.against_best:.0%} | {len(errors)} | {close:.0%} | "
+        f"{errors[len(errors) // 2]:.0%} | {row.minutes:.1f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What layers, attention and MLP channels that are gone save: the time of a pass, random weights.
 
     python benchmarks/shapes.py [--shape 135m|1.1b] [--format int8] [--contexts 64 4096]
-        [--nodes 1] [--threads 2] [--rounds 30]
+        [--vocabulary 49152] [--nodes 1] [--threads 2] [--rounds 30]
 
 All forms of a model take turns; medians, and the median ratio to the whole model with quartiles.
 Cached rows are random. The layers that are gone are spread over the model.
@@ -108,6 +108,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--vocabulary", type=int, help="tokens; the shape's own by default")
     parser.add_argument("--format", default="int8")
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 4096])
     parser.add_argument("--nodes", type=int, default=1)
@@ -116,6 +117,8 @@ def main() -> None:
     options = parser.parse_args()
     whole = SHAPES[options.shape]
     whole = replace(whole, context=max(whole.context, *options.contexts, 0) + options.nodes)
+    if options.vocabulary is not None:
+        whole = replace(whole, vocab_size=options.vocabulary)
     engines = {}
     for name, change in FORMS.items():
         config = change(whole)

@@ -9,3 +9,9 @@ def single_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_runtest_setup(item):
+    """Let each test draw the same numbers, whichever tests ran before it in its process."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
