@@ -17,6 +17,7 @@ from paceline.compress.budget.search import BudgetSearch
 from paceline.compress.calibrate import Calibration
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
+from paceline.compress.whole_model import WholeModel
 from paceline.errors import MethodError, RequestError
 from paceline.models import load
 from tests.conftest import shared
@@ -183,7 +184,8 @@ def test_blocks_that_are_not_run_again_change_no_loss(model, texts, tmp_path):
     names, tokens = store.names(), torch.from_numpy(texts.tokens)
 
     def fresh():
-        return LevelLoss(model.config, search._outer(), search._layer, store.dense, names, tokens)
+        source = WholeModel(model.config, search._layer, search._outer(), tokens)
+        return LevelLoss(source, store.dense, names)
 
     one, draws = fresh(), np.random.default_rng(0)
     allocation = np.full(len(names), 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.compress.allocate.base import Allocation
-from paceline.models import blocks
-from paceline.models.config import ModelConfig
+from paceline.compress.whole_model import WholeModel, run_block
 
 _KEPT = 2  # allocations whose states between blocks are kept
 
@@ -23,41 +22,35 @@ class LevelLoss:
     Blocks that are compressed as in an allocation that was judged before are not run again.
 
     Attributes:
-        config: the model's shape.
-        outer: float32 tensors outside the layers.
-        layer: reads the float32 tensors of a layer of the source by its index.
+        source: the model as it was, and the texts.
         matrix: returns a matrix, float32 [out, in], by layer, name and level.
         names: layer and name of each matrix of an allocation.
-        tokens: int64 [B, T], the texts.
     """
 
-    config: ModelConfig
-    outer: Mapping[str, Tensor]
-    layer: Callable[[int], Mapping[str, Tensor]]
+    source: WholeModel
     matrix: Callable[[int, str, int], Tensor]
     names: list[tuple[int, str]]
-    tokens: Tensor
     _weights: list[dict[str, Tensor]] = field(init=False, repr=False)
     _levels: list[int] = field(init=False, repr=False)
-    _source: Tensor = field(init=False, repr=False)
+    _wanted: list[Tensor] = field(init=False, repr=False)  # log-probabilities of each text
     _runs: dict[int, list[tuple[float, Allocation, list[Tensor]]]] = field(
         init=False, repr=False, default_factory=dict
     )
 
     def __post_init__(self) -> None:
         """Run the source once."""
-        self._weights = [dict(self.layer(index)) for index in range(len(self.config.layers))]
+        layers = range(len(self.source.config.layers))
+        self._weights = [dict(self.source.layer(index)) for index in layers]
         self._levels = [-1] * len(self.names)
         with torch.no_grad():
-            states = self._run(len(self.tokens), 0, [])
-            self._source = torch.cat(
-                [self._log_probs(each) for each in torch.split(states[-1], 1)]
-            ).half()
+            [*_, last] = self._run(len(self.source.texts), 0, [])
+            self._wanted = [self.source.log_probs(each).half() for each in last]
 
     @torch.no_grad()
     def __call__(self, allocation: Allocation, tokens: int) -> float:
         """Return the mean divergence over so many tokens, in whole texts, at least one."""
-        rows = min(-(-tokens // self.tokens.shape[1]), len(self.tokens))
+        count, length = self.source.texts.shape
+        rows = min(-(-tokens // length), count)
         self._set(allocation)
         runs = self._runs.setdefault(rows, [])
         first, known = 0, []
@@ -67,12 +60,10 @@ class LevelLoss:
                 first, known = same, states[: same + 1]
         states = self._run(rows, first, known)
         total = 0.0
-        for text, state in enumerate(torch.split(states[-1], 1)):
-            source = self._source[text : text + 1].float()
-            total += float(
-                F.kl_div(self._log_probs(state), source, reduction="sum", log_target=True)
-            )
-        loss = total / (rows * self.tokens.shape[1])
+        for wanted, state in zip(self._wanted, states[-1], strict=False):
+            found = self.source.log_probs(state)
+            total += float(F.kl_div(found, wanted.float(), reduction="sum", log_target=True))
+        loss = total / (rows * length)
         runs.append((loss, allocation, states))
         runs.sort(key=lambda run: run[0])
         del runs[_KEPT:]
@@ -91,7 +82,7 @@ class LevelLoss:
         for (index, _), a, b in zip(self.names, one, other, strict=True):
             if a != b:
                 return index
-        return len(self.config.layers)
+        return len(self.source.config.layers)
 
     def _run(self, rows: int, first: int, known: list[Tensor]) -> list[Tensor]:
         """Return the states [rows, T, hidden] before each block and behind the last one.
@@ -101,20 +92,9 @@ class LevelLoss:
             first: block to begin with.
             known: the states before it.
         """
-        positions = torch.arange(self.tokens.shape[1])
-        states = list(known)
-        if not states:
-            tokens = self.tokens[:rows]
-            states = [blocks.embed(tokens, positions, self.config, self.outer)]
-        for index in range(first, len(self.config.layers)):
-            shape = self.config.layers[index]
-            mask = blocks.causal_mask(positions, shape.window)
-            rotation = blocks.rotation_of(shape, positions)
-            states.append(
-                blocks.block(states[-1], self.config, shape, self._weights[index], mask, rotation)
-            )
+        states = known or [self.source.embed(self.source.texts[:rows])]
+        config = self.source.config
+        for index in range(first, len(config.layers)):
+            weights = self._weights[index]
+            states.append(run_block(config, config.layers[index], weights, states[-1]))
         return states
-
-    def _log_probs(self, state: Tensor) -> Tensor:
-        final = blocks.final_state(state, self.config, self.outer)
-        return F.log_softmax(blocks.head(final, self.config, self.outer), -1)

@@ -167,9 +167,10 @@ class BudgetSearch(CompressionJob):
         import torch
 
         from paceline.compress.budget.level_loss import LevelLoss
+        from paceline.compress.whole_model import WholeModel
 
-        tokens = torch.from_numpy(pieces)
-        return LevelLoss(self.model.config, self._outer(), self._layer, store.dense, names, tokens)
+        source = WholeModel(self.model.config, self._layer, self._outer(), torch.from_numpy(pieces))
+        return LevelLoss(source, store.dense, names)
 
     def _vector_bytes(self) -> int:
         """Return the bytes of norms and biases in the blocks, which are written as float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -166,14 +166,11 @@ def _similarities(
         after = model.run(index, x)
         if index in there:
             rest = remover.without(shape)
-            if rest is None:
-                skipped, whole = x, after
-            else:  # what the part alone adds: the layer with it and without its other parts
-                only = _only(shape, rest)
+            whole = after
+            if rest is not None:  # the layer with the part and without its other parts
                 with torch.no_grad():
-                    skipped = x
-                    whole = run_block(model.config, only, model.layer(index), x)
-            found[index] = float(F.cosine_similarity(skipped, whole, dim=-1).mean())
+                    whole = run_block(model.config, _only(shape, rest), model.layer(index), x)
+            found[index] = float(F.cosine_similarity(x, whole, dim=-1).mean())
         x = after
     return found
 
@@ -188,50 +185,46 @@ def _only(shape: LayerConfig, rest: LayerConfig) -> LayerConfig:
 def _cheapest(remover: PartRemover, model: WholeModel, order: Sequence[int]) -> list[int]:
     """Remove the parts one by one whose removal costs least; see `PartRemover`."""
     model = replace(model, texts=model.texts[: remover.rows]).in_memory
-    states = list(_states(model, model.config.layers))
+    shapes: list[LayerConfig | None] = list(model.config.layers)
+    states = _states(model, shapes, 0, model.embed(model.texts))
     right, chosen = states[-1], list[int]()
+
+    def without(index: int) -> list[LayerConfig | None]:
+        left = remover.without(model.config.layers[index])
+        return [*shapes[:index], left, *shapes[index + 1 :]]
+
+    def cost(index: int) -> float:
+        return divergence(model, right, _states(model, without(index), index, states[index])[-1])
+
     for _ in range(remover.count):
         tried = [index for index in order if index not in chosen][: remover.candidates]
-        costs = {
-            index: divergence(model, right, _from(remover, model, states, {*chosen, index}, index))
-            for index in tried
-        }
-        chosen.append(min(costs, key=lambda index: costs[index]))
-        shapes = [
-            remover.without(shape) if index in chosen else shape
-            for index, shape in enumerate(model.config.layers)
-        ]
-        states = list(_states(model, shapes))
+        cheapest = min(tried, key=cost)
+        chosen.append(cheapest)
+        shapes = without(cheapest)
+        states[cheapest:] = _states(model, shapes, cheapest, states[cheapest])
     return chosen
 
 
-def _from(
-    remover: PartRemover, model: WholeModel, states: Sequence[Tensor], gone: set[int], first: int
-) -> Tensor:
-    """Return the last block's outputs without some parts, of which `first` alone is new."""
+def _states(
+    model: WholeModel, shapes: Sequence[LayerConfig | None], first: int, x: Tensor
+) -> list[Tensor]:
+    """Return what goes into each layer from `first` on, and what comes out of the last one.
+
+    Args:
+        model: whose tensors the layers have.
+        shapes: of all layers; one that is None is skipped.
+        first: layer to begin with.
+        x: what goes into it.
+    """
     import torch
 
-    x = states[first]
+    states = [x]
     with torch.no_grad():
-        for index in range(first, len(model.config.layers)):
-            shape = model.config.layers[index]
-            left = remover.without(shape) if index in gone else shape
-            if left is not None:
-                x = run_block(model.config, left, model.layer(index), x)
-    return x
-
-
-def _states(model: WholeModel, shapes: Sequence[LayerConfig | None]) -> Iterator[Tensor]:
-    """Yield what goes into each layer, and what comes out of the last; None is skipped."""
-    import torch
-
-    with torch.no_grad():
-        x = model.embed(model.texts)
-        yield x
-        for index, shape in enumerate(shapes):
+        for index, shape in enumerate(shapes[first:], first):
             if shape is not None:
                 x = run_block(model.config, shape, model.layer(index), x)
-            yield x
+            states.append(x)
+    return states
 
 
 def kept_tensors(tensors: Mapping[str, Tensor], shape: LayerConfig) -> dict[str, Tensor]:

@@ -80,9 +80,10 @@ class Narrow(StructureMethod):
         )
         counts = _bought(parts, self.share * total)
         if counts is None:
+            most = "all MLP channels" + (" and heads but one group each" if self.heads else "")
             raise MethodError(
-                f"{self.name}:share is {self.share}, which is more than {self.removable_words} of "
-                f"this model; take less, or multiple below {self.multiple}"
+                f"{self.name}:share is {self.share}, which is more than {most} of this model; take "
+                f"less, or multiple below {self.multiple}"
             )
         steps = {part.key: count for part, count in counts}
         layers = list(self._narrowed(model, steps, sensitivities))
@@ -93,11 +94,6 @@ class Narrow(StructureMethod):
             f"{max(groups)} key/value heads in a layer."
         )
         return Structure(layers, note)
-
-    @property
-    def removable_words(self) -> str:
-        """What can be removed at most, for messages."""
-        return "all MLP channels and heads but one group each" if self.heads else "all MLP channels"
 
     def _parts(
         self, model: WholeModel, sensitivities: Sequence[Mapping[str, Tensor]]
