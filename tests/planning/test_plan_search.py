@@ -196,6 +196,7 @@ def test_patterns_compete_where_prompts_are_long(tmp_path):
     strict, _ = planned(tmp_path, Goal(exact=True, loss=0.0), long_text=True, prompts=long)
     assert strict.plan.chosen.setup.attention is None
     assert "attention pattern lm_infinite" in left_out()
+    assert "attention pattern block_sparse" in left_out()  # of prompts alone
     assert "attention pattern quest" not in left_out()
 
 

@@ -145,14 +145,14 @@ def attentions(goal: Goal, cached: float) -> list[str]:
     """Return attention patterns that read a quarter and a tenth of so many cached positions."""
     if goal.exact or cached < MIN_CACHED:
         return []
-    names = [name for name in sorted(registry.patterns.visible()) if not _is_mask(name)]
+    names = [name for name in sorted(registry.patterns.visible()) if _reads_few(name)]
     return [f"{name}:share={share}" for name in names for share in (0.25, 0.1)]
 
 
-def _is_mask(name: str) -> bool:
-    """Return whether a pattern is one that the native engine does not run."""
+def _reads_few(name: str) -> bool:
+    """Return whether a pattern reads few positions while decoding, in the native engine."""
     method = registry.patterns.visible()[name]
-    return bool(registry.required(method)) or method().few_read is None
+    return not registry.required(method) and method().few_read is not None
 
 
 def goes_together(cache: CacheForm) -> bool:
@@ -167,9 +167,9 @@ def goes_together(cache: CacheForm) -> bool:
 def left_out() -> dict[str, str]:
     """Return what is considered for no setup, with the reason."""
     found = {
-        f"attention pattern {name}": "the native engine does not run it"
+        f"attention pattern {name}": "it does not make decoding faster in the native engine"
         for name in registry.patterns.visible()
-        if _is_mask(name)
+        if not _reads_few(name)
     }
     for name, method in registry.drafters.visible().items():
         if method.exactness is not Exactness.EXACT:
