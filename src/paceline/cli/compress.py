@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -19,11 +19,15 @@ from paceline.errors import RequestError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from paceline.compress.budget.search import BudgetSearch
     from paceline.compress.calibrate import Calibration, Writer
+    from paceline.compress.checkpoint import Size
+    from paceline.compress.job import CompressionJob
     from paceline.compress.recipe import Recipe
     from paceline.measuring.evaluation.base import Suite
     from paceline.measuring.quality import Windows
     from paceline.models import Model
+    from paceline.planning.recipe_search import RecipeSearch
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ def compress(
     from paceline.machine import peak_bytes, usable_cores
     from paceline.measuring.price import price
     from paceline.models import load
-    from paceline.models.formats.writer import write_bytes
+    from paceline.planning.recipe_search import RECIPES, RecipeSearch
     from paceline.registry import allocators
 
     torch.set_num_threads(threads or usable_cores())
@@ -221,58 +225,36 @@ def compress(
     opened = load(model)
     suites = card.suites()
     start = perf_counter()
-    notes: tuple[str, ...] = ()
+    windows = card.read(opened) if card.measure else None
     if target_loss is not None:
-        from paceline.planning.recipe_search import RECIPES, RecipeSearch
-
-        if out.suffix == ".gguf" or not card.measure:
+        if windows is None or out.suffix == ".gguf":
             raise RequestError(
                 "--target-loss measures what it writes: leave --no-measure out, and name a folder"
             )
-        windows: Windows | None = card.read(opened)
-        assert windows is not None
         tried = RECIPES if recipe is None else tuple(map(str, level_recipes(recipe)))
         search = RecipeSearch(opened, out, target_loss, windows, head, again, threads, tried)
-        layers = len(opened.config.layers) * len(search.recipes)
-        with counting(layers, "blocks") as tick:
-            job, texts, size, trials = search.run(
-                partial(calibration.texts_where_needed, opened), tick
-            )
-        notes = tuple(f"Tried `{name}`: {lost:.4f} nats a token lost." for name, lost in trials)
+        made = _search_loss(search, calibration)
+    elif budget is not None:
+        assert recipe is not None  # `_check_searches` refuses it
+        levels = level_recipes(recipe, head)
+        searched = BudgetSearch(
+            *(opened, out, levels[0], again),
+            levels=levels,
+            budget=_budget_bytes(budget),
+            allocator=allocators.parse(allocate),
+        )
+        made = _search_levels(searched, calibration.texts_of_search(opened))
     else:
         assert recipe is not None
-        windows = card.read(opened) if card.measure else None
-        search_levels = None
-        if budget is not None:
-            levels = level_recipes(recipe, head)
-            texts = calibration.texts_of_search(opened)
-            search_levels = BudgetSearch(
-                opened,
-                out,
-                levels[0],
-                again,
-                levels=levels,
-                budget=_budget_bytes(budget),
-                allocator=allocators.parse(allocate),
-            )
-            with counting(search_levels.steps, "blocks and evaluations") as tick:
-                found = search_levels.find(texts, tick)
-            plan, notes = found.recipe, (found.note,)
-        else:
-            plan = parse_recipe(recipe, head)
-            texts = calibration.texts(opened, plan)
+        plan = parse_recipe(recipe, head)
         job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
-        with counting(len(opened.config.layers), "blocks") as tick:
-            size = job.run(texts, tick)
-        if search_levels is not None:
-            write_bytes(out / "recipe.toml", found.toml.encode())
-            search_levels.finish()
-    content = describe(job, texts, size, perf_counter() - start, peak_bytes())
-    content["notes"] = [*content["notes"], *notes]
+        made = _run(job, calibration.texts(opened, plan))
+    content = describe(made.job, made.texts, made.size, perf_counter() - start, peak_bytes())
+    content["notes"] = [*content["notes"], *made.notes]
     write_card(out, content)
     say(
-        f"wrote {out}: {size.total / 1e6:.1f} MB, {size.bits_per_weight:.2f} bits for a weight of "
-        f"the layers, in {content['seconds']:.0f} s"
+        f"wrote {out}: {made.size.total / 1e6:.1f} MB, {made.size.bits_per_weight:.2f} bits for a "
+        f"weight of the layers, in {content['seconds']:.0f} s"
     )
     if windows is not None:
         items = len(windows.tokens) + sum(len(suite.items) for suite in suites)
@@ -285,6 +267,53 @@ def compress(
         document(content)
     else:
         write(card_path(out).read_text(encoding="utf-8"))
+
+
+class _Made(NamedTuple):
+    """What was written.
+
+    Attributes:
+        job: that wrote it.
+        texts: of calibration.
+        size: of what was written.
+        notes: sentences for the card.
+    """
+
+    job: CompressionJob
+    texts: Calibration
+    size: Size
+    notes: tuple[str, ...] = ()
+
+
+def _run(job: CompressionJob, texts: Calibration, notes: tuple[str, ...] = ()) -> _Made:
+    """Compress with one recipe."""
+    with counting(len(job.model.config.layers), "blocks") as tick:
+        return _Made(job, texts, job.run(texts, tick), notes)
+
+
+def _search_loss(search: RecipeSearch, calibration: CalibrationOptions) -> _Made:
+    """Compress with one recipe after another until one loses little."""
+    layers = len(search.model.config.layers) * len(search.recipes)
+    with counting(layers, "blocks") as tick:
+        job, texts, size, trials = search.run(
+            partial(calibration.texts_where_needed, search.model), tick
+        )
+    notes = tuple(f"Tried `{name}`: {lost:.4f} nats a token lost." for name, lost in trials)
+    return _Made(job, texts, size, notes)
+
+
+def _search_levels(search: BudgetSearch, texts: Calibration) -> _Made:
+    """Search a level for each matrix, and compress with them."""
+    from paceline.compress.job import CompressionJob
+    from paceline.models.formats.writer import write_bytes
+
+    with counting(search.steps, "blocks and evaluations") as tick:
+        found = search.find(texts, tick)
+    job = CompressionJob(search.model, search.out, found.recipe, search.again)
+    made = _run(job, texts, (found.note,))
+    write_bytes(search.out / "recipe.toml", found.toml.encode())
+    search.finish()
+    return made
 
 
 def _check_searches(
