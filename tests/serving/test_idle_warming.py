@@ -74,6 +74,7 @@ def test_requests_come_first_and_what_was_finished_stays(lm):
 
 def test_a_request_never_waits_for_more_than_a_short_pass(lm, monkeypatch):
     prompt = lm.encode("Once upon a time there was a little dog. " * 4)
+    worker = Worker(lm)  # measures the cost of passes of many sizes
     sizes, forward = [], lm.engine.forward
 
     def counted(parts, *args, **options):
@@ -81,7 +82,7 @@ def test_a_request_never_waits_for_more_than_a_short_pass(lm, monkeypatch):
         return forward(parts, *args, **options)
 
     monkeypatch.setattr(lm.engine, "forward", counted)
-    task = IdleWarming(Worker(lm), itertools.repeat(prompt), 200)
+    task = IdleWarming(worker, itertools.repeat(prompt), 200)
     steps = 0
     while not task.written:
         before = len(sizes)

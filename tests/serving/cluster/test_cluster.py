@@ -59,12 +59,16 @@ def test_a_batch_outlives_a_node(nodes, lm, tmp_path):
         stderr=subprocess.PIPE,
     )
     part = tmp_path / "out.jsonl.part"
-    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 3):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read().decode()
-    killed_at = part.read_bytes().count(b"\n")
-    kill(nodes, other)
-    out, err = process.communicate(timeout=120)
+    with process:
+        while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 3):
+            time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read().decode()
+        killed_at = part.read_bytes().count(b"\n")
+        kill(nodes, other)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 1, err.decode()
     found = json.loads(out)
     assert (found["lines"], found["failed"]) == (47, 1)
@@ -117,7 +121,9 @@ def test_a_server_outlives_a_node(nodes, lm):
         assert any("is retried" in line for line in reported), reported
     finally:
         process.kill()
+        process.wait()
         reader.join()
+        process.stderr.close()
 
 
 def ready(address):

@@ -8,7 +8,7 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 SAME = re.compile(r"^The same text, \d+ tokens, at [\d.]+ times the speed\.$")
 REFUSED = "Failed to load resource"  # the browser's own words for a status of 400 and more
