@@ -17,6 +17,12 @@ install "[test]"
 install_browser
 pull_models
 
+# The other environments are made while this one is used: one process waits for downloads.
+if [ $# = 0 ]; then
+  { install_ray; install_clients; install_harness; } &
+  environments=$!
+fi
+
 export PYTEST_ADDOPTS="--reruns 1"
 ruff format --check .
 ruff check .
@@ -24,13 +30,11 @@ mypy --strict src
 if [ $# = 0 ]; then
   bash scripts/sanitize.sh
   bash scripts/kernels.sh
-  install_ray
+  wait $environments
   .venv-ray/bin/python -c "import ray"  # without it these tests would be skipped
   .venv-ray/bin/python -m pytest -q --strict-skips tests/serving/cluster/test_cluster.py
-  install_clients
   # Clients leave connections open, which pytest would report as warnings, so as errors.
   .venv-clients/bin/python -m pytest -q --strict-skips -p no:unraisableexception tests/clients
-  install_harness
   .venv-harness/bin/python -c "import lm_eval"
   .venv-harness/bin/python -m pytest -q --strict-skips tests/measuring/test_harness.py \
     tests/measuring/evaluation/test_lm_harness.py
