@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -22,6 +22,7 @@ from paceline.compress.base import (
 )
 from paceline.compress.base import WeightCompressor as Weight
 from paceline.compress.prune.base import Pruner
+from paceline.compress.recipe_checks import check_inputs, check_together
 from paceline.compress.structure.base import StructureMethod
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
@@ -111,6 +112,18 @@ class Steps:
             chosen[name] = replace(self, compressors=methods) if methods else Steps()
         return chosen
 
+    def notes(self, shape: tuple[int, int]) -> list[str]:
+        """Return what the card tells of a matrix of some shape."""
+        if len(self.compressors) > 1 and isinstance(self.compressors[0], Pruner):
+            rounded = ", ".join(each.name for each in self.compressors[1:])
+            pruned = (
+                f"pruned and then stored by {rounded}: a zero takes as many bits as any other code"
+            )
+            rest = (each.note(shape) for each in self.compressors[1:])
+            return [pruned, *(note for note in rest if note is not None)]
+        notes = (each.note(shape) for each in self.compressors)
+        return [note for note in notes if note is not None]
+
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the stored form of a matrix, float32 [out, in]."""
         import torch
@@ -149,7 +162,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse transforms that a method of some matrices does not bear."""
         for steps in (self.steps, *(each for _, each in self.rules)):
-            _check_inputs(steps, self.transforms)
+            check_inputs(steps.compressors, self.transforms)
             fisher = [
                 each
                 for each in steps.compressors
@@ -167,9 +180,8 @@ class Recipe:
         found: Counter[str] = Counter()
         for name, shape in shapes.items():
             steps = self.steps_of(name) if name.startswith("layers.") else self.head
-            for method in steps.for_matrix(name, config).compressors:
-                if (note := method.note(shape)) is not None:
-                    found[note] += 1
+            for note in steps.for_matrix(name, config).notes(shape):
+                found[note] += 1
         return [
             f"{count} {'matrix is' if count == 1 else 'matrices are'} {note}."
             for note, count in found.items()
@@ -284,7 +296,7 @@ def parse_steps(text: str) -> Steps:
                 f"{one.name} and {other.name} do not go together: each makes a stored form of its "
                 "own; leave one of them out of the recipe"
             )
-    _check_together(text, methods)
+    check_together(text, methods)
     steps = Steps(
         text,
         tuple(each for each in methods if isinstance(each, BlockTransform)),
@@ -299,65 +311,6 @@ def parse_steps(text: str) -> Steps:
             f"the recipe {text!r} compresses nothing; add a quantizer, a pruner or a factorizer"
         )
     return steps
-
-
-def _check_together(text: str, methods: Sequence[Compressor]) -> None:
-    """Refuse methods that undo each other, though their order is right."""
-    methods = [each for each in methods if not isinstance(each, StructureMethod)]
-    for method in methods:
-        if isinstance(method, Weight) and method.alone and len(methods) > 1:
-            raise MethodError(
-                f"{method.name} does not bear other methods in {text!r}; give it a rule of its own "
-                'in a .toml file, e.g. match = "*.[kv]"'
-            )
-    _check_zeros(methods)
-    for one, other in pairwise(methods):
-        if isinstance(one, ModelTuner):
-            raise MethodError(
-                f"{one.name} trains the whole model when all of its blocks are done, and "
-                f"{other.name} comes after it; put it last, once"
-            )
-    for one, other in pairwise(methods):
-        if (one.family, other.family) == ("pruner", "factorizer"):
-            raise MethodError(
-                f"{one.name} and {other.name} do not go together: the product that {other.name} "
-                "stores has no zeros where weights were pruned; leave one of them out"
-            )
-        if isinstance(one, BlockTransform) and one.of_inputs and isinstance(other, BlockTransform):
-            raise MethodError(
-                f"{one.name} changes inputs, and {other.name} looks at them as they are; put "
-                f"{one.name} behind all other transforms, once"
-            )
-
-
-def _check_zeros(methods: Sequence[Compressor]) -> None:
-    """Refuse what would fill the zeros of a pruner: quantizers without a zero, tuners of codes."""
-    pruner = next((each for each in methods if each.family == "pruner"), None)
-    quantizer = next((each for each in methods if each.family == "quantizer"), None)
-    if pruner is None or not isinstance(quantizer, Weight):
-        return
-    if not quantizer.keeps_zeros:
-        raise MethodError(
-            f"{quantizer.name}, set like this, does not keep the zeros that {pruner.name} makes; "
-            "take rtn or gptq with even levels, or leave one of them out"
-        )
-    for tuner in methods:
-        if isinstance(tuner, BlockTuner | ModelTuner):
-            raise MethodError(
-                f"{tuner.name} moves the codes of all weights, and would fill the zeros that "
-                f"{pruner.name} makes; leave one of them out"
-            )
-
-
-def _check_inputs(steps: Steps, before: Sequence[BlockTransform]) -> None:
-    """Refuse transforms of the inputs that a stored form takes as they are."""
-    for method in steps.compressors:
-        for transform in before:
-            if method.plain_inputs and transform.of_inputs:
-                raise MethodError(
-                    f"{method.name} stores what multiplies the inputs as they are, and "
-                    f"{transform.name} changes them; leave one of them out of the recipe"
-                )
 
 
 def _head(text: str) -> Steps:

@@ -44,10 +44,17 @@ class WholeModel:
 
     def run(self, index: int, x: Tensor, tap: Tap | None = None) -> Tensor:
         """Return the outputs of a block for inputs [B, T, hidden], without gradients."""
-        import torch
+        return run_frozen(self.config, self.config.layers[index], self.layer(index), x, tap)
 
-        with torch.no_grad():
-            return run_block(self.config, self.config.layers[index], self.layer(index), x, tap)
+    @property
+    def matrix_weights(self) -> int:
+        """Number of weights of the matrices in the layers."""
+        return sum(
+            each.numel()
+            for index in range(len(self.config.layers))
+            for each in self.layer(index).values()
+            if each.dim() == 2
+        )
 
     def with_layers(self, layers: Iterable[tuple[LayerConfig, Mapping[str, Tensor]]]) -> WholeModel:
         """Return a model with other layers, whose tensors are in memory."""
@@ -94,6 +101,20 @@ def run_block(
         for part in torch.split(x, step)
     )
     return torch.cat(list(parts))
+
+
+def run_frozen(
+    config: ModelConfig,
+    shape: LayerConfig,
+    weights: LayerWeights,
+    x: Tensor,
+    tap: Tap | None = None,
+) -> Tensor:
+    """Return the outputs of one block as `run_block`, without gradients."""
+    import torch
+
+    with torch.no_grad():
+        return run_block(config, shape, weights, x, tap)
 
 
 def divergence(model: WholeModel, right: Tensor, x: Tensor) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Compressor
-from paceline.compress.whole_model import WholeModel, divergence, run_block
+from paceline.compress.whole_model import WholeModel, divergence, run_frozen
 from paceline.errors import MethodError
 from paceline.models.config import LayerConfig
 from paceline.models.tensor_names import has_part
@@ -157,7 +157,6 @@ def _similarities(
     remover: PartRemover, model: WholeModel, there: Sequence[int]
 ) -> dict[int, float]:
     """Return the cosine similarity of the inputs and outputs of each part, mean over positions."""
-    import torch
     from torch.nn import functional as F
 
     found = {}
@@ -168,8 +167,7 @@ def _similarities(
             rest = remover.without(shape)
             whole = after
             if rest is not None:  # the layer with the part and without its other parts
-                with torch.no_grad():
-                    whole = run_block(model.config, _only(shape, rest), model.layer(index), x)
+                whole = run_frozen(model.config, _only(shape, rest), model.layer(index), x)
             found[index] = float(F.cosine_similarity(x, whole, dim=-1).mean())
         x = after
     return found
@@ -216,14 +214,11 @@ def _states(
         first: layer to begin with.
         x: what goes into it.
     """
-    import torch
-
     states = [x]
-    with torch.no_grad():
-        for index, shape in enumerate(shapes[first:], first):
-            if shape is not None:
-                x = run_block(model.config, shape, model.layer(index), x)
-            states.append(x)
+    for index, shape in enumerate(shapes[first:], first):
+        if shape is not None:
+            x = run_frozen(model.config, shape, model.layer(index), x)
+        states.append(x)
     return states
 
 

@@ -17,7 +17,7 @@ from paceline.compress.structure.widths.slicing import (
     keep_channels,
     keep_groups,
 )
-from paceline.compress.whole_model import WholeModel, run_block
+from paceline.compress.whole_model import WholeModel, run_frozen
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, structures
@@ -72,13 +72,7 @@ class Narrow(StructureMethod):
         check_sliceable(self.name, model.config, model.layer(0))
         sensitivities = output_sensitivities(model, self.rows)
         parts = list(self._parts(model, sensitivities))
-        total = sum(
-            each.numel()
-            for index in range(len(model.config.layers))
-            for each in model.layer(index).values()
-            if each.dim() == 2
-        )
-        counts = _bought(parts, self.share * total)
+        counts = _bought(parts, self.share * model.matrix_weights)
         if counts is None:
             most = "all MLP channels" + (" and heads but one group each" if self.heads else "")
             raise MethodError(
@@ -153,7 +147,7 @@ class Narrow(StructureMethod):
                 shape, made = self._fit(model, shape, tensors, x, name, steps, weigh)
                 tensors |= made
                 new |= made
-            x = _run(model, shape, tensors, x)
+            x = run_frozen(model.config, shape, tensors, x)
             yield KeptLayer(index, shape, new)
 
     def _fit(
@@ -170,7 +164,7 @@ class Narrow(StructureMethod):
         import torch
 
         moments = Moments()
-        _run(model, shape, tensors, x, moments)
+        run_frozen(model.config, shape, tensors, x, moments.tap())
         moment, weight = moments.moment(name), tensors[name]
         unit, together, _ = self._units(shape, name, tensors)
         gone: Removal = removal(weight, moment, weigh, unit, steps * together)
@@ -230,16 +224,3 @@ def _bought(parts: Sequence[_Part], wanted: float) -> list[tuple[_Part, int]] | 
         done[place] += count
         wanted -= count * parts[place].size
     return list(zip(parts, done, strict=True))
-
-
-def _run(
-    model: WholeModel,
-    shape: LayerConfig,
-    tensors: Mapping[str, Tensor],
-    x: Tensor,
-    moments: Moments | None = None,
-) -> Tensor:
-    import torch
-
-    with torch.no_grad():
-        return run_block(model.config, shape, tensors, x, moments.tap() if moments else None)
