@@ -72,9 +72,11 @@ FewRead few_read_of(nb::handle object) {
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storage,
                                     const std::string& head, const std::string& kv_format,
                                     const std::string& isa, int64_t threads,
-                                    nb::handle few_read) {
+                                    nb::handle few_read, bool begins, bool ends) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
+    shape.begins = begins;
+    shape.ends = ends;
     const Kernels& kernels = choose(isa);
     const CacheChoice cache = cache_of(kernels, kv_format);
     std::optional<FewRead> rule;
@@ -135,7 +137,10 @@ Logits run(Engine& engine, const PassInput& input) {
     for (const auto& entry : input.entries) nodes += entry.rows ? entry.nodes : 0;
     const View view = input.view();
     const size_t rows = nodes * view.heads();
-    const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
+    const Shape& shape = engine.model.shape;
+    const size_t columns = !shape.ends    ? shape.hidden
+                           : view.tokens ? view.tokens->size()
+                                         : shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     locked(engine, [&] {
         if (!engine.ready) refuse("the model is not loaded");
@@ -164,15 +169,31 @@ Logits forward_mixed(Engine& engine, nb::object sequence, arrays::Input<int32_t,
                              nodes,
                              true,
                              mixed,
-                             {weights.data(), weights.data() + weights.size()}});
+                             {weights.data(), weights.data() + weights.size()},
+                             {}});
     for (const float weight : input.entries[0].weights)
         if (!std::isfinite(weight)) refuse("weights of a mixture must be finite");
     return run(engine, input);
 }
 
+// Gives each entry of a batch its rows of `states` [N, hidden].
+void set_states(PassInput& input, const Matrix32& states, size_t hidden) {
+    size_t nodes = 0;
+    for (const auto& entry : input.entries) nodes += entry.nodes;
+    if (states.shape(0) != nodes || states.shape(1) != hidden)
+        refuse("states need a row of the hidden size for each node");
+    const float* from = states.data();
+    for (auto& entry : input.entries) {
+        entry.states.assign(from, from + entry.nodes * hidden);
+        from += entry.nodes * hidden;
+    }
+}
+
 Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
-               nb::object positions, nb::object tokens, nb::object exits) {
+               nb::object positions, nb::object tokens, nb::object exits,
+               std::optional<Matrix32> states) {
     PassInput input = read_batch(engine, batch, rows);
+    if (states) set_states(input, *states, engine.model.shape.hidden);
     input.layers = optional_ints(layers);
     input.positions = optional_ints(positions);
     input.tokens = optional_ints(tokens);
@@ -525,13 +546,15 @@ void bind_passes(nb::class_<Engine>& model) {
     model
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"), nb::arg("layers") = nb::none(),
              nb::arg("positions") = nb::none(), nb::arg("tokens") = nb::none(),
-             nb::arg("exits") = nb::none(),
+             nb::arg("exits") = nb::none(), nb::arg("states") = nb::none(),
              nb::sig("def forward(self, batch: list[Any], rows: Items[bool], "
                      "layers: Tokens | None = None, positions: Tokens | None = None, "
-                     "tokens: Tokens | None = None, exits: Tokens | None = None) -> Floats"),
+                     "tokens: Tokens | None = None, exits: Tokens | None = None, "
+                     "states: Floats | None = None) -> Floats"),
              "Run (sequence, tokens, parents) entries and return the logits, float32 [N, V], of\n"
-             "those entries whose `rows` is true. The other arguments are those of a `View`. The\n"
-             "next pass overwrites the array.")
+             "those entries whose `rows` is true. The other arguments are those of a `View`, and\n"
+             "the hidden states [N, hidden] that a part without the first layers begins with; one\n"
+             "without the last layers returns hidden states. The next pass overwrites the array.")
         .def("forward_mixed", &forward_mixed, nb::arg("sequence"), nb::arg("tokens").noconvert(),
              nb::arg("weights").noconvert(),
              nb::sig("def forward_mixed(self, sequence: NativeSequence, tokens: Tokens, "
@@ -617,7 +640,8 @@ void bind_engine(nb::module_& m) {
         "Weights, kernels and threads. Methods raise ValueError for what they cannot use.");
     model.def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
               nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"),
-              nb::arg("few_read") = nb::none());
+              nb::arg("few_read") = nb::none(), nb::arg("begins") = true,
+              nb::arg("ends") = true);
     bind_loading(model);
     bind_passes(model);
     bind_screen(m, model);

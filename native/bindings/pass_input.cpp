@@ -40,6 +40,7 @@ PassInput read_batch(Engine& engine, nb::list batch, const std::vector<bool>& ro
                                  nodes,
                                  rows[input.entries.size()],
                                  1,
+                                 {},
                                  {}});
     }
     return input;

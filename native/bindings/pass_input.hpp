@@ -21,6 +21,7 @@ struct PassInput {
         bool rows;                   // whether its logits are wanted
         size_t mixed = 1;            // tokens that each node mixes
         std::vector<float> weights;  // [nodes, mixed]; empty: each is 1
+        std::vector<float> states;   // [nodes, hidden]; empty: embeddings
     };
     std::vector<Entry> entries;
     std::optional<std::vector<int32_t>> layers, positions, tokens, exits;
@@ -38,7 +39,8 @@ struct PassInput {
         for (const Entry& entry : entries)
             branches.push_back({&entry.sequence->open(), entry.tokens.data(), entry.parents.data(),
                                 entry.nodes, entry.rows, entry.mixed,
-                                entry.weights.empty() ? nullptr : entry.weights.data()});
+                                entry.weights.empty() ? nullptr : entry.weights.data(),
+                                entry.states.empty() ? nullptr : entry.states.data()});
         return branches;
     }
 };

@@ -31,6 +31,7 @@ struct Branch {
     bool rows = true;                // whether logits of its nodes are wanted
     size_t mixed = 1;                // tokens whose embeddings a node mixes
     const float* weights = nullptr;  // [nodes][mixed]; null: each is 1
+    const float* states = nullptr;   // [nodes][hidden], of the layers before; null: embeddings
 };
 
 // The part of a model that a pass for drafting uses; what is absent is whole. What `partial` passes

@@ -81,6 +81,9 @@ void Pass::check(const Branch& branch) {
         refuse("rows of this sequence were evicted, so that a view cannot choose positions");
     if (view_.positions && branch.cache->grouped())
         refuse("positions are rounded in groups, so that a view cannot choose single ones");
+    if (shape_.begins == (branch.states != nullptr))
+        refuse(shape_.begins ? "the first layers of a model take tokens, not hidden states"
+                             : "this part of a model needs the hidden states of the layers before");
     if (!branch.nodes) refuse("a tree needs a root");
     if (branch.nodes > std::max(shape_.context, kMaxTreeNodes))
         refuse("a tree has " + std::to_string(branch.nodes) + " nodes, expected at most " +
@@ -133,6 +136,8 @@ void Pass::check_positions(size_t length) const {
 
 void Pass::choose_tokens() {
     int32_t last = -1;
+    if (!shape_.ends && (view_.exits || view_.tokens || screened_))
+        refuse("this part of a model has no head");
     if (!view_.tokens) return;
     if (view_.tokens->empty()) refuse("a view needs a token that gets logits");
     for (const int32_t token : *view_.tokens) {
@@ -193,7 +198,7 @@ void Pass::reserve() {
         }
         arranged = std::max(arranged, bytes);
     };
-    product(model_.weights.head);
+    if (shape_.ends) product(model_.weights.head);
     size_t states = 0;
     if (view_.positions) reserve_view();
     if (closed_blocks_) {
@@ -337,8 +342,13 @@ void Pass::plan() {
         model_.stream && model_.stream->streams(layers_[i]) ? plan_streamed(layers_[i])
                                                             : plan_layer(layers_[i]);
     }
-    if (logits_) plan_head(shape_.layers.size(), heads);
+    if (logits_) shape_.ends ? plan_head(shape_.layers.size(), heads) : plan_end();
     plan_fetches();
+}
+
+// The hidden states behind the last layer, for the next part of the model.
+void Pass::plan_end() {
+    add(Stage::norm, &Pass::leave, shape_.layers.size(), headed_.size(), 1);
 }
 
 // A layer that is in memory only while it runs.
@@ -539,7 +549,7 @@ void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, con
     if (model.profiling) pass->account(model.profile);
     for (const Branch& branch : batch)
         branch.cache->remember(branch.parents, branch.nodes, view.partial());
-    if (!logits) return;
+    if (!logits || !model.shape.ends) return;
     for (const Branch& branch : batch) model.hidden_rows += branch.rows ? branch.nodes : 0;
 }
 

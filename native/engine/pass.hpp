@@ -114,6 +114,7 @@ private:
     void plan_mlp(size_t layer);
     size_t needed_layers() const;
     void plan_head(size_t layer, size_t place);
+    void plan_end();
     void add_chunks(Stage part, Work work, size_t index, size_t chunks);
     void add(Stage part, Work work, size_t index, size_t things, size_t least);
     void plan_fetches();
@@ -145,6 +146,8 @@ private:
     void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    void leave(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    const float* merged_state(const Norm* before, size_t node, Buffer& scratch) const;
     void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
     void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
     void plan_screen();
@@ -207,7 +210,7 @@ private:
     const std::vector<Branch> batch_;
     const View view_;
     std::vector<size_t> layers_;  // those that are run
-    float* logits_;
+    float* logits_;  // or hidden states, of a part that does not end the decoder
     ScreenedRows* screened_;  // or null
     size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
@@ -234,7 +237,8 @@ private:
 };
 
 // Runs every node of every branch and writes logits [nodes][V], or of the view's tokens only;
-// `logits` may be null. Commits nothing. Throws std::invalid_argument for bad tokens, parents,
+// `logits` may be null; a part of a model that lacks the last layers writes its hidden states
+// [nodes][hidden] there. Commits nothing. Throws std::invalid_argument for bad tokens, parents,
 // positions or views, and MemoryFull, before any work is done.
 //
 // With `screened`, logits and its bounds [nodes][V] are those of the model's coarse head; the view

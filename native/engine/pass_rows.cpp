@@ -69,6 +69,11 @@ void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer& scratch) {
     for (size_t i = begin; i < end; ++i) {
         const Branch& branch = batch_[branch_of_[i]];
         float* x = row(work_.x, i, hidden_);
+        if (branch.states) {
+            const size_t node = i - first_[branch_of_[i]];
+            std::copy_n(branch.states + node * shape_.hidden, shape_.hidden, x);
+            continue;
+        }
         mix(branch, i - first_[branch_of_[i]], x, scratch.floats());
         if (!shape_.learned_positions) continue;
         const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
@@ -147,19 +152,31 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
                  row(work_.wide, i, wide_), shape_.layers[layer].intermediate);
 }
 
-// Leaves x and y as they are: behind an exit, the next layer goes on from them.
+// The residual stream of a node with what the last attention or MLP adds to it. Leaves x and y as
+// they are: behind an exit, the next layer goes on from them.
+const float* Pass::merged_state(const Norm* before, size_t node, Buffer& scratch) const {
+    const float* x = row(work_.x, node, hidden_);
+    if (!before) return x;
+    float *merged = scratch.floats(), *y = merged + hidden_;
+    std::copy_n(x, hidden_, merged);
+    std::copy_n(row(work_.y, node, hidden_), hidden_, y);
+    merge(*before, merged, y);
+    return merged;
+}
+
+void Pass::leave(size_t layer, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Norm* before = norm_before(layer);
+    const auto [begin, end] = chunk_range(headed_.size(), chunk, chunks);
+    for (size_t k = begin; k < end; ++k)
+        std::copy_n(merged_state(before, headed_[k], scratch), shape_.hidden,
+                    logits_ + k * shape_.hidden);
+}
+
 void Pass::enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch) {
     const Norm* before = norm_before(layer);
     const auto [begin, end] = chunk_range(headed_.size(), chunk, chunks);
     for (size_t k = begin; k < end; ++k) {
-        float* x = row(work_.x, headed_[k], hidden_);
-        if (before) {
-            float *merged = scratch.floats(), *y = merged + hidden_;
-            std::copy_n(x, hidden_, merged);
-            std::copy_n(row(work_.y, headed_[k], hidden_), hidden_, y);
-            merge(*before, merged, y);
-            x = merged;
-        }
+        const float* x = merged_state(before, headed_[k], scratch);
         float* out = row(work_.normed, k, hidden_);
         norm_row(model_.weights.final_norm, x, out, shape_.hidden);
         scale_row(out, shape_.logit_scale, hidden_);

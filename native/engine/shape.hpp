@@ -46,6 +46,9 @@ struct Shape {
     float attention_scale, embedding_scale, residual_scale, logit_scale;
     float attention_softcap, logit_softcap, qkv_clip;  // 0: none
     size_t ropes;
+    // Whether these are the first layers of the decoder, behind the embedding, and the last ones,
+    // before the head. Other parts are given hidden states, and give hidden states.
+    bool begins = true, ends = true;
 };
 
 }  // namespace paceline

@@ -76,9 +76,10 @@ Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKe
     : layers(shape.layers.size()), shape_(shape) {
     const auto panels = [](size_t rows) { return padded(rows) / kPanel; };
     const size_t vocabulary = panels(shape.vocabulary), hidden = shape.hidden;
-    head = FusedMatrix(head_format, {vocabulary}, hidden);
+    if (shape.ends || (shape.begins && shape.tied))
+        head = FusedMatrix(head_format, {vocabulary}, hidden);
     if (!shape.weighted_norm) final_norm = plain_norm(hidden);
-    if (!shape.tied) untied_embedding = FusedMatrix(head_format, {vocabulary}, hidden);
+    if (!shape.tied && shape.begins) untied_embedding = FusedMatrix(head_format, {vocabulary}, hidden);
     for (size_t i = 0; i < layers.size(); ++i) {
         const LayerShape& layer = shape.layers[i];
         const size_t wide = panels(layer.intermediate), keys = layer.keys_at() / kPanel;
@@ -302,10 +303,11 @@ void Weights::check() const {
     const auto need = [](bool given, const std::string& name) {
         if (!given) refuse("weight '" + name + "' is missing");
     };
-    need(seen_ & kEmbed, "embed");
-    need(shape_.tied || seen_ & kHead, "head");
-    need(!shape_.learned_positions || positions, "positions");
-    need(bool(final_norm), "final_norm");
+    const bool tied = shape_.tied;
+    need(seen_ & kEmbed || !(shape_.begins || (shape_.ends && tied)), "embed");
+    need(tied || seen_ & kHead || !shape_.ends, "head");
+    need(!shape_.learned_positions || positions || !shape_.begins, "positions");
+    need(final_norm || !shape_.ends, "final_norm");
     for (size_t i = 0; i < layers.size(); ++i) {
         const LayerWeights& layer = layers[i];
         const std::string prefix = "layers." + std::to_string(i) + ".";
@@ -332,7 +334,7 @@ void Weights::each_matrix(Use use) const {
     const auto all = [&](const FusedMatrix& fused) {
         for (const Matrix& matrix : fused.matrices()) use(matrix);
     };
-    all(head);
+    if (shape_.ends) all(head);
     for (const LayerWeights& layer : layers)
         for (const FusedMatrix* fused : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
             all(*fused);

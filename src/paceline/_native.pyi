@@ -638,6 +638,8 @@ class NativeModel:
         isa: str,
         threads: int,
         few_read: object | None = None,
+        begins: bool = True,
+        ends: bool = True,
     ) -> None: ...
     def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None:
         """
@@ -713,11 +715,13 @@ class NativeModel:
         positions: Tokens | None = None,
         tokens: Tokens | None = None,
         exits: Tokens | None = None,
+        states: Floats | None = None,
     ) -> Floats:
         """
         Run (sequence, tokens, parents) entries and return the logits, float32 [N, V], of
-        those entries whose `rows` is true. The other arguments are those of a `View`. The
-        next pass overwrites the array.
+        those entries whose `rows` is true. The other arguments are those of a `View`, and
+        the hidden states [N, hidden] that a part without the first layers begins with; one
+        without the last layers returns hidden states. The next pass overwrites the array.
         """
 
     def forward_mixed(self, sequence: NativeSequence, tokens: Tokens, weights: Floats) -> Floats:

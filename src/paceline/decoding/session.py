@@ -195,7 +195,8 @@ class Session:
             self._aside = None if on is self.sequence else on
             return TokenTree.chain(tokens)
         if self.wants_prefill_logits:
-            fewest = _STREAMED_PART if self._engine.streamed_bytes else 16
+            waits = self._engine.streamed_bytes or self._engine.remote_layers
+            fewest = _STREAMED_PART if waits else 16
             fitting = _PREFILL_LOGITS // self._engine.config.vocab_size
             max_tokens = min(max_tokens, max(fewest, fitting))
         start = self.sequence.length

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.few_read import FewRead
+from paceline.engines.collaborators import AttentionPattern, PageLender
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.part import Part
 from paceline.engines.screened import Logits
-from paceline.engines.sparse_prefill import SparsePrefill
 from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # What an engine cannot do where an attention pattern reads some positions only.
 WITHOUT_PATTERNS = frozenset(
@@ -61,40 +58,6 @@ class Cached(Protocol):
         ...
 
 
-class PageLender(Protocol):
-    """Shares one memory limit among several engines; see `shared_limit.SharedLimit`."""
-
-    def lend(self, engine: Engine, pages: int) -> bool:
-        """Raise an engine's limit by up to `pages` pages; return whether by any."""
-        ...
-
-
-class AttentionPattern(Protocol):
-    """What an engine asks of `attention.base.Pattern`."""
-
-    name: ClassVar[str]
-
-    @property
-    def few_read(self) -> FewRead | None:
-        """Return how runs of 16 positions are chosen; None: `mask` says what is read."""
-        ...
-
-    @property
-    def sparse_prefill(self) -> SparsePrefill | None:
-        """Return how prompts choose blocks of 64 positions; None: they do not."""
-        ...
-
-    def head_reads(self, engine: Engine) -> list[list[int]]:
-        """Return what each KV head of each layer reads; see `attention.base.Pattern`."""
-        ...
-
-    def mask(
-        self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
-    ) -> Tensor:
-        """Return which rows each query may read; see `attention.base.Pattern`."""
-        ...
-
-
 class Engine(ABC):
     """Runs one model.
 
@@ -110,6 +73,8 @@ class Engine(ABC):
             `forward` supports, `MIXTURES` for `forward_mixed`, `HIDDEN` for `hidden`, `EVICT` and
             `ATTENTION_MASS` for the operations of those names, `STORED_PAGES` for `read_page` and
             `append_page`, `APPEND_ROWS` for `append_rows`.
+        part: layers that `forward_part` runs; None: the whole model.
+        remote_layers: number of layers that other processes run, for whose answers a pass waits.
         pattern: which cached positions are read; None: all that the model's own windows show.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
@@ -131,6 +96,8 @@ class Engine(ABC):
     invariant: bool
     tolerance: float
     abilities: frozenset[Ability] = frozenset()
+    part: Part | None = None
+    remote_layers: int = 0
     pattern: AttentionPattern | None = None
     shared: PageLender | None = None
     threads: int | None = None
@@ -452,6 +419,39 @@ class Engine(ABC):
             RequestError: as `forward`, or the engine has not the ability `mixtures`.
         """
         raise RequestError(f"the engine {self.name} cannot mix tokens; use native or reference")
+
+    def forward_part(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        states: Floats | None,
+        rows: Rows = "all",
+    ) -> Floats:
+        """Run the layers of `part` over every node of every tree; otherwise as `forward`.
+
+        Args:
+            batch: sequences of this part, and whole trees.
+            states: float32 [sum of N, hidden], what the part before returned for the same batch;
+                None for the first part.
+            rows: whose logits the last part returns.
+
+        Returns:
+            the last part's logits [sum of N, V] as `forward`; any other part's hidden states
+            float32 [sum of N, hidden] of all trees. Valid until the next pass.
+
+        Raises:
+            RequestError, MemoryFullError: as `forward`; the engine runs whole models only, or
+                `states` are missing or of another shape.
+        """
+        raise RequestError(f"this {self.name} engine runs a whole model, not a part of its layers")
+
+    def check_whole(self) -> None:
+        """Refuse an engine that holds a part of a model.
+
+        Raises:
+            RequestError: as said.
+        """
+        if self.part is not None:
+            raise RequestError(f"this engine holds {self.part} only, which `forward_part` runs")
 
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:

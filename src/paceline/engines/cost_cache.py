@@ -17,7 +17,8 @@ from paceline.engines.cost import measure_cost
 from paceline.machine import machine
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
-# Where weights stream from disk, a pass takes long, and its time hardly depends on its size.
+# Where weights stream from disk or layers lie on other nodes, a pass takes long, and its time
+# hardly depends on its size.
 _STREAMED_SIZES = (1, 8, 32, 64, 96, 128)
 _STREAMED_LOGITS = 10_000_000  # of a pass at most: 40 MB, where memory is short
 _CHECKED = (1, 8)  # sizes of the passes that are run anew
@@ -46,19 +47,21 @@ def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
 
     A curve that was measured on a busy machine is replaced: some passes are run anew, and where
     they take clearly less than it says, so are all. Where weights stream from disk, passes correct
-    the curve while they generate.
+    the curve while they generate. Where layers lie on other nodes it is measured each time: it is
+    that of the network today.
 
     Args:
         engine: shape, format and threads decide the time; the values of its weights do not.
         folder: where curves are kept; see `cached_json`.
     """
     fresh = False
+    if engine.remote_layers:
+        return _rising(_measure(engine))
 
     def make() -> dict[str, object]:
         nonlocal fresh
-        fresh, cost = True, _measure(engine)
-        rising = np.minimum.accumulate(cost.seconds[::-1])[::-1]  # more nodes never take less
-        return {"nodes": cost.nodes, "seconds": rising.tolist()}
+        fresh, cost = True, _rising(_measure(engine))
+        return {"nodes": cost.nodes, "seconds": list(cost.seconds)}
 
     def parse(found: Any) -> Cost:
         return Cost(tuple(map(int, found["nodes"])), tuple(map(float, found["seconds"])))
@@ -68,6 +71,12 @@ def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
     if fresh or engine.streamed_bytes or not _outdated(engine, cost):
         return cost
     return cached_json("cost", key, make, parse, folder, renew=True)
+
+
+def _rising(cost: Cost) -> Cost:
+    """Return a curve in which more nodes never take less."""
+    rising = np.minimum.accumulate(cost.seconds[::-1])[::-1]
+    return Cost(cost.nodes, tuple(rising.tolist()))
 
 
 def _outdated(engine: Engine, cost: Cost) -> bool:
@@ -84,7 +93,7 @@ def _outdated(engine: Engine, cost: Cost) -> bool:
 def _measure(engine: Engine) -> Cost:
     """Measure T(n) in about a second, where kernels take a step, up to what can ever pay."""
     times: list[float] = []
-    streams = engine.streamed_bytes > 0
+    streams = engine.streamed_bytes > 0 or engine.remote_layers > 0
     fitting = max(_STREAMED_LOGITS // engine.config.vocab_size, _STREAMED_SIZES[2])
     sizes = tuple(n for n in _STREAMED_SIZES if n <= fitting) if streams else _SIZES
     for size in sizes:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side, check
-from paceline.engines.base import AttentionPattern, Engine
+from paceline.engines.base import Engine
+from paceline.engines.collaborators import AttentionPattern
 from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested, RoundedInputs

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -14,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
+from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
 from paceline.engines.byte_activations import choose_activations
 from paceline.engines.cache_blocks import unpack_blocks
 from paceline.engines.checks import check_kept, check_rows
+from paceline.engines.collaborators import AttentionPattern
 from paceline.engines.formats import (
     ACTIVATIONS,
     FORMATS,
@@ -31,9 +30,11 @@ from paceline.engines.head_screen import HeadScreen
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
+from paceline.engines.part import Part
 from paceline.engines.screened import Logits
 from paceline.engines.sparse_prefill import BLOCK, SparsePrefill, block_chunk, block_cut
 from paceline.engines.surprisals import Surprisals
+from paceline.engines.threads import default_threads
 from paceline.engines.view import View
 from paceline.engines.weight_stream import stream_weights
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
@@ -86,6 +87,8 @@ class NativeEngine(Engine):
         weights_memory: most bytes of weights in memory; None: all. Layers beyond it are written
             to a file in the cache folder, and each pass reads them from there while it computes
             others: see `weight_bytes` and `streamed_bytes`. The logits do not depend on it.
+        part: layers that are run, by `forward_part`; None: all. `config` and `weights` are those
+            of the whole model.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
@@ -134,7 +137,11 @@ class NativeEngine(Engine):
         kv_limit: int | None = None,
         pattern: AttentionPattern | None = None,
         weights_memory: int | None = None,
+        part: Part | None = None,
     ) -> None:
+        self.part = part
+        if part is not None:
+            config, weights = part.config(config), part.weights(config, weights)
         self.config = config
         weight_format, act = split_activations(format)
         chosen = None if weight_format == "auto" else parse_format(weight_format)
@@ -153,6 +160,8 @@ class NativeEngine(Engine):
                 isa,
                 count,
                 None if pattern is None else pattern.few_read,
+                part is None or part.begins,
+                part is None or part.ends,
             )
         except ValueError as error:
             raise MethodError(str(error)) from None
@@ -173,10 +182,16 @@ class NativeEngine(Engine):
             raise ModelError(str(error)) from None
         self.streamed_bytes = self._model.streamed[1]
         self.weights_memory = weights_memory if self.streamed_bytes else None
+        if part is not None and act == ACTIVATIONS[2]:
+            raise MethodError(
+                "act=auto measures a whole model, and this engine holds a part of one; take "
+                "act=int8, or leave it out"
+            )
         self.activations = choose_activations(self, self._model, act)
         self.format = with_activations(str(chosen or formats), self.activations)
         # A copy of the head saves next to nothing beside the disk, and is no part of the budget.
-        self.head_screen = HeadScreen(self._model, "off" if self.streamed_bytes else "")
+        unscreened = self.streamed_bytes or part is not None
+        self.head_screen = HeadScreen(self._model, "off" if unscreened else "")
         if pattern is not None:
             self._set_pattern(pattern)
 
@@ -284,22 +299,43 @@ class NativeEngine(Engine):
         view: View | None = None,
     ) -> Floats:
         """Run every tree in one native call; see `Engine.forward`."""
+        self.check_whole()
         if self._surprisals and any(sequence in self._surprisals for sequence, _ in batch):
             return self._forward_tracked(batch, wanted(rows, batch), view)
         self._hidden_rows = None
         return self._forward(batch, rows, view)
 
+    def forward_part(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        states: Floats | None,
+        rows: Rows = "all",
+    ) -> Floats:
+        """Run this part's layers in one native call; see `Engine.forward_part`."""
+        part = self.part
+        if part is None:
+            return super().forward_part(batch, states, rows)
+        nodes = sum(len(tree) for _, tree in batch)
+        part.check_states(nodes, self.config.hidden_size, states)
+        self._hidden_rows = None
+        return self._forward(batch, rows if part.ends else "all", None, states)
+
     def _forward(
-        self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows, view: View | None
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows,
+        view: View | None,
+        states: Floats | None = None,
     ) -> Floats:
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
         self._extend_ropes_for(batch)
-        parts = (view.layers, view.positions, view.tokens, view.exits) if view else ()
+        parts = (view.layers, view.positions, view.tokens, view.exits) if view else (None,) * 4
+        given = None if states is None else np.ascontiguousarray(states)
         try:
-            return self._model.forward(entries, wanted(rows, batch), *parts)
+            return self._model.forward(entries, wanted(rows, batch), *parts, given)
         except _native.MemoryFullError as error:
             self._make_room(batch, error)
-            return self._forward(batch, rows, view)
+            return self._forward(batch, rows, view, states)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
 
@@ -328,6 +364,7 @@ class NativeEngine(Engine):
         self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all"
     ) -> Logits:
         """Run every tree with the coarse head where that pays; see `Engine.forward_screened`."""
+        self.check_whole()
         own = wanted(rows, batch)
         tracked = any(sequence in self._surprisals for sequence, _ in batch)
         if tracked or not any(own) or not self.head_screen.ready():
@@ -357,6 +394,7 @@ class NativeEngine(Engine):
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        self.check_whole()
         own = _own(sequence)
         self._check_untracked(own)
         self._hidden_rows = None
@@ -623,28 +661,3 @@ def _own(sequence: Cached) -> _native.NativeSequence:
     if not isinstance(sequence, _native.NativeSequence):
         raise RequestError("this sequence belongs to another engine")
     return sequence
-
-
-def default_threads() -> int:
-    """Return PACELINE_THREADS, or one thread for each physical core that this process may use.
-
-    Raises:
-        MethodError: PACELINE_THREADS is no number.
-    """
-    requested = os.environ.get("PACELINE_THREADS", "")
-    if requested:
-        if not requested.isdecimal():
-            raise MethodError(f"PACELINE_THREADS is {requested!r}, expected a number of threads")
-        return int(requested)
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _siblings(cpu: int) -> str:
-    """Return the logical processors that share a core with `cpu`, as the system lists them."""
-    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    try:
-        return path.read_text()
-    except OSError:
-        return str(cpu)

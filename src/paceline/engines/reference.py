@@ -16,14 +16,16 @@ from torch.nn import functional as F
 from paceline.abilities import Ability
 from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
+from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept, check_rows
 from paceline.engines.choose_blocks import choose_blocks
 from paceline.engines.choose_runs import choose_runs
+from paceline.engines.collaborators import AttentionPattern
 from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.part import Part
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.sparse_prefill import (
     BLOCK,
@@ -59,6 +61,8 @@ class ReferenceEngine(Engine):
         stored: keep the matrices of the layers as they are stored, see `StoredLayers`.
         kv_format: int4 or int3 rounds keys and values as `grouped_cache` says (the memory that they
             take stays that of `dtype`); auto keeps them in `dtype`.
+        part: layers that are run, by `forward_part`; None: all. `config` and `weights` are those
+            of the whole model.
 
     Raises:
         MethodError: torch has no such device here.
@@ -94,7 +98,11 @@ class ReferenceEngine(Engine):
         pattern: AttentionPattern | None = None,
         stored: bool = False,
         kv_format: str = "auto",
+        part: Part | None = None,
     ) -> None:
+        self.part = part
+        if part is not None:
+            config, weights = part.config(config), part.weights(config, weights)
         self.config = config
         self.pattern = pattern
         self._sparse_prefill: SparsePrefill | None = None
@@ -198,6 +206,7 @@ class ReferenceEngine(Engine):
         view: View | None = None,
     ) -> Floats:
         """Run every tree, one after the other; see `Engine.forward`."""
+        self.check_whole()
         for cached, tree in batch:
             self.check(cached, tree, view)
         rowed = wanted(rows, batch)
@@ -212,6 +221,32 @@ class ReferenceEngine(Engine):
         runs = zip(batch, rowed, strict=True)
         logits = [self._run(_own(s), tree, want, view) for (s, tree), want in runs]
         return np.concatenate([none, *logits], 1).reshape(-1, columns)
+
+    def forward_part(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        states: Floats | None,
+        rows: Rows = "all",
+    ) -> Floats:
+        """Run this part's layers, tree by tree; see `Engine.forward_part`."""
+        part = self.part
+        if part is None:
+            return super().forward_part(batch, states, rows)
+        for cached, tree in batch:
+            self.check(cached, tree)
+        sizes = [len(tree) for _, tree in batch]
+        part.check_states(sum(sizes), self.config.hidden_size, states)
+        rowed = wanted(rows if part.ends else "all", batch)
+        self._make_room([(_own(cached), len(tree)) for cached, tree in batch])
+        self._hidden = []
+        width = self.config.vocab_size if part.ends else self.config.hidden_size
+        made = [np.empty((1, 0, width), np.float32)]
+        ends = np.cumsum(sizes)
+        for (cached, tree), want, end in zip(batch, rowed, ends, strict=True):
+            given = None if states is None else states[end - len(tree) : end]
+            made.append(self._run(_own(cached), tree, want, View(), given=given))
+        logits: Floats = np.concatenate(made, 1)[0]
+        return logits
 
     def _forward_tracked(
         self, batch: Sequence[tuple[Cached, TokenTree]], rows: list[bool], view: View | None
@@ -239,6 +274,7 @@ class ReferenceEngine(Engine):
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        self.check_whole()
         own = _own(sequence)
         self.check_mixed(own, tokens, weights)
         if own.surprisals is not None:
@@ -439,19 +475,21 @@ class ReferenceEngine(Engine):
         rows: bool,
         view: View,
         mixed: tuple[Tokens, Floats] | None = None,
+        given: Floats | None = None,
     ) -> Floats:
         """Run one tree and return its logits [exits + 1, N, V]; its rows stay uncommitted.
 
-        `mixed` are the tokens and weights that its nodes mix instead of holding one token each.
+        `mixed` are the tokens and weights that its nodes mix instead of holding one token each,
+        `given` the hidden states [N, hidden] of the layers before this part. A part without the
+        last layers returns hidden states [1, N, hidden].
         """
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
-        tokens, shares = mixed or (tree.tokens[:, None], np.ones((len(tree), 1), np.float32))
-        x = F.embedding(self._tensor(tokens.astype(np.int64)), outer["embed"])  # [N, K, hidden]
-        x = (x * self._tensor(shares).to(self.dtype)[..., None]).sum(1)
-        x = x * config.embedding_scale
-        if config.learned_positions:
-            x = x + outer["positions"][self._tensor(positions + config.position_offset)]
+        if given is None:
+            tokens, shares = mixed or (tree.tokens[:, None], np.ones((len(tree), 1), np.float32))
+            x = self._embed(tokens, shares, positions)
+        else:
+            x = self._tensor(given).to(self.dtype)
         sequence.pending = len(tree)
         sequence.viewed, sequence.weights, sequence.queries = view.partial, [], []
         tracked = bool(sequence.mass is not None or sequence.window) and not view.partial
@@ -485,11 +523,23 @@ class ReferenceEngine(Engine):
             if tracked and not layer.heads:
                 sequence.note_nothing(mask, layer.head_dim)
             x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
+        if self.part is not None and not self.part.ends:
+            return np.asarray(x[None].float().cpu().numpy(), np.float32)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
         states = [blocks.final_state(state, config, outer) for state in [*states, x]]
         self._hidden.append(states[-1])
         return np.stack([self._logits(state, view) for state in states])
+
+    def _embed(self, tokens: Tokens, shares: Floats, positions: NDArray[np.int64]) -> Tensor:
+        """Return the input [N, hidden] of the first layer, of tokens and weights [N, K]."""
+        config, outer = self.config, self._outer
+        x = F.embedding(self._tensor(tokens.astype(np.int64)), outer["embed"])  # [N, K, hidden]
+        x = (x * self._tensor(shares).to(self.dtype)[..., None]).sum(1)
+        x = x * config.embedding_scale
+        if config.learned_positions:
+            x = x + outer["positions"][self._tensor(positions + config.position_offset)]
+        return x
 
     def _logits(self, x: Tensor, view: View) -> Floats:
         """Return the logits of N states, [N, V]."""

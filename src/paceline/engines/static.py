@@ -198,6 +198,7 @@ class StaticEngine(ReferenceEngine):
         rows: bool,
         view: View,
         mixed: tuple[Tokens, Floats] | None = None,
+        given: Floats | None = None,
     ) -> Floats:
         """Run one tree and return its logits [exits + 1, N, V]; its rows stay uncommitted."""
         own, n = self._own(sequence), len(tree)
@@ -208,7 +209,7 @@ class StaticEngine(ReferenceEngine):
             )
         whole = not view.partial and view.tokens is None and view.exits is None
         if not whole or mixed is not None or n > self.sizes[-1]:
-            return super()._run(sequence, tree, rows, view, mixed)
+            return super()._run(sequence, tree, rows, view, mixed, given)
         size = self.sizes[bisect_left(self.sizes, n)]
         numbers = pass_numbers(tree, own.length, size, self._spare)
         states, logits = self._pass(own.slot, size, own.length + n).run(numbers)

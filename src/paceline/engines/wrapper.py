@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import AttentionPattern, Cached, Engine, PageLender, Rows
+from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.collaborators import AttentionPattern, PageLender
 from paceline.engines.pages import Memory
+from paceline.engines.part import Part
 from paceline.engines.view import View
 
 
@@ -37,6 +39,16 @@ class EngineWrapper(Engine):
     @shared.setter
     def shared(self, lender: PageLender | None) -> None:
         self.inner.shared = lender
+
+    @property
+    def part(self) -> Part | None:  # type: ignore[override]  # an attribute there
+        """Layers that are run; see `Engine.part`."""
+        return self.inner.part
+
+    @property
+    def remote_layers(self) -> int:  # type: ignore[override]  # an attribute there
+        """Layers that other processes run; see `Engine.remote_layers`."""
+        return self.inner.remote_layers
 
     @property
     def pattern(self) -> AttentionPattern | None:  # type: ignore[override]  # an attribute there
@@ -175,6 +187,19 @@ class EngineWrapper(Engine):
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
         return self.inner.forward_mixed(sequence, tokens, weights)
+
+    def forward_part(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        states: Floats | None,
+        rows: Rows = "all",
+    ) -> Floats:
+        """Run a part of the layers; see `Engine.forward_part`."""
+        return self.inner.forward_part(batch, states, rows)
+
+    def check_whole(self) -> None:
+        """Refuse a part of a model; see `Engine.check_whole`."""
+        self.inner.check_whole()
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of a path; see `Engine.commit`."""

@@ -203,6 +203,11 @@ class Weights(Mapping[str, Linear | Floats]):
             )
         return blocks
 
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """Return some of the weights under other names: new name -> name here."""
+        placed = {name: self._places[old] for name, old in names.items()}
+        return Weights(self.path, self._tensors, placed, self._blocks)
+
     def formats(self) -> tuple[str, ...]:
         """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
         return tuple(sorted({tensor.format for tensor in self._tensors.values()}))

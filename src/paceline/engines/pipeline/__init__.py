@@ -1,0 +1,31 @@
+"""Layers over machines: one model whose layers lie on several nodes, behind the engine contract.
+
+Design. A model is split into contiguous parts (`engines/part.py`) that take about as long as each
+other. The last part, with the head, stays in this process, so that logits and final hidden states
+never travel; the others lie on nodes (`stage.py`: in this process, or in another one behind a
+socket, `remote.py` and `worker.py`). `PipelineEngine` is an engine like any other: sessions,
+drafters, batches, grammars and caches of prefixes do not know that it is one.
+
+- A pass goes through the nodes in order. Only hidden states travel, float32 as they are, so that a
+  pipeline computes the bits of one engine. What changes a cache (open, commit, truncate, fork,
+  release) is sent without waiting for an answer; a connection keeps the order.
+- Keys and values lie where their layers are. Pages are counted by the part in this process: every
+  node holds as many pages for the same sequences.
+- A pass takes a trip to every node, however many tree nodes it has. T(n) is measured with that, so
+  that the governor picks large trees by itself. Large batches are cut into pieces that fill the
+  pipeline: while a node runs one, the node behind it runs the piece before.
+- Faults. This process keeps what each node was given for committed positions: tokens, or hidden
+  states (Petals' client-side cache of inputs). If a node is lost - its connection ends, or it is
+  silent for too long - a replacement loads the same layers, runs the kept inputs again, and the
+  pass begins anew. Engines are batch-invariant, so that no bit of a cache or a token changes.
+- All nodes must have the same files (compared by a digest of their whole content), version and
+  instruction set; what differs, or cannot be loaded, is told in one sentence.
+
+Source: "Petals: Collaborative Inference and Fine-tuning of Large Models" (arXiv 2209.01188),
+"Distributed Inference and Fine-tuning of Large Language Models Over The Internet" (2312.08361).
+"""
+
+from paceline.engines.pipeline.engine import PipelineEngine
+from paceline.engines.pipeline.stage import LocalNodes, Nodes, Stage, StageLostError
+
+__all__ = ["LocalNodes", "Nodes", "PipelineEngine", "Stage", "StageLostError"]
