@@ -228,10 +228,13 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_another_job_does_not_go_on_with_unfinished_work(tmp_path, monkeypatch):
-    def stop(*_):
+    save = WorkFolder.save
+
+    def save_and_stop(*args):
+        save(*args)
         raise KilledError
 
-    monkeypatch.setattr(WorkFolder, "save", stop)
+    monkeypatch.setattr(WorkFolder, "save", save_and_stop)
     with pytest.raises(KilledError):
         job(tmp_path / "out").run(texts())
     with pytest.raises(RequestError, match="recipe differ"):
@@ -243,10 +246,21 @@ def test_another_job_does_not_go_on_with_unfinished_work(tmp_path, monkeypatch):
         job(tmp_path / "out").run(texts())
 
 
+@pytest.mark.parametrize("wrong", ["layer_drop:count=99", "attention_drop:count=99"])
+def test_a_refused_recipe_leaves_nothing_in_the_way_of_the_next(tmp_path, wrong):
+    with pytest.raises(MethodError, match="expected"):
+        job(tmp_path / "out", wrong).run(texts())
+    assert not list(tmp_path.iterdir())
+    WorkFolder(tmp_path / ".out.partial", {"model": "killed before its first block"})
+    job(tmp_path / "out").run(texts())
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "3"])
 @pytest.mark.parametrize("name", ["job.json", "extra-bits.json"])
 def test_damaged_work_is_refused_in_one_sentence(tmp_path, name, content):
     WorkFolder(tmp_path / "work", {"model": "m"})
+    (tmp_path / "work" / "block-0000.safetensors").touch()
     (tmp_path / "work" / name).write_text(content)
     with pytest.raises(ModelError, match=rf"{name}.*remove \S+work to begin anew"):
         WorkFolder(tmp_path / "work", {"model": "m"}).extra_bits()

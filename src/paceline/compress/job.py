@@ -117,9 +117,12 @@ class CompressionJob:
             RequestError: another job was interrupted at this target.
             ModelError, MethodError: a block cannot be compressed or written.
         """
+        with WorkFolder(self.work_path, self._describe(texts)) as work:
+            return self._run(work, texts, tick)
+
+    def _run(self, work: WorkFolder, texts: Calibration, tick: Callable[[int], None]) -> Size:
         from paceline.compress.pipeline import compress_blocks
 
-        work = WorkFolder(self.work_path, self._describe(texts))
         source = self._restructure(work, texts)
         self._structure_notes = source.notes
         config, layer = source.model.config, source.model.layer

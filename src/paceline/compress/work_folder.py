@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ class WorkFolder:
     """A folder beside the target that holds finished blocks until all are there.
 
     A block counts once its file has its name; the hidden states after it are written before, so
-    that a kill at any moment loses at most the block that was running.
+    that a kill at any moment loses at most the block that was running. As a context manager it
+    leaves no folder behind when an error comes before there is anything to keep.
 
     Args:
         path: of the folder; made where it does not exist.
@@ -48,10 +49,21 @@ class WorkFolder:
     def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
         self.path = path
         state = path / _STATE
-        if state.is_file():
+        if state.is_file() and self._holds_work():
             _check_same(path, state, job)
         else:
             write_json(state, dict(job))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None and not self._holds_work():
+            self.remove()
+
+    def _holds_work(self) -> bool:
+        """Return whether there is more than the description of the job."""
+        return any(each.name != _STATE for each in self.path.iterdir())
 
     def finished(self, layers: int) -> int:
         """Return how many blocks, from the first on, are there already."""

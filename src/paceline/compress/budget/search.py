@@ -108,7 +108,10 @@ class BudgetSearch(CompressionJob):
             RequestError: nothing fits the budget, or another search was interrupted at this target.
             ModelError, MethodError: as of `CompressionJob`.
         """
-        work = WorkFolder(self.search_path, self._describe(texts))
+        with WorkFolder(self.search_path, self._describe(texts)) as work:
+            return self._find(work, texts, tick)
+
+    def _find(self, work: WorkFolder, texts: Calibration, tick: Callable[[int], None]) -> Found:
         store = self._store(work, texts, tick)
         names = store.names()
         sizes, prices = store.facts()
