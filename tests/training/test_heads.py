@@ -13,10 +13,16 @@ from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.trace import read_trace, write_trace
 from paceline.registry import heads
 from paceline.training import heads as training
-from paceline.training.heads import HeadRecipe, HeadTraining
+from paceline.training.head_loop import HeadRecipe
+from paceline.training.heads import HeadTraining
 from tests.conftest import shared
 
-SPECS = ("medusa:depth=2", "hydra:depth=2", "recurrent:depth=2,width=1")
+SPECS = (
+    "medusa:depth=2",
+    "hydra:depth=2",
+    "recurrent:depth=2,width=1",
+    "eagle:depth=2,window=6",
+)
 
 
 @pytest.fixture(scope="module")

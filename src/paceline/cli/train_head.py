@@ -45,7 +45,8 @@ def train_head(
     from paceline.machine import usable_cores
     from paceline.measuring.prompts import first_turns
     from paceline.registry import heads
-    from paceline.training.heads import HeadRecipe, HeadTraining
+    from paceline.training.head_loop import HeadRecipe
+    from paceline.training.heads import HeadTraining
     from paceline.training.prompt_mix import prompts_of
 
     if out.exists():

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.abilities import Ability
 from paceline.core import Exactness, Floats, Request, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
+from paceline.drafters.heads.base import ContextHead
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from paceline.drafters.heads.base import HeadTarget, LoadedHead
 
 
@@ -104,16 +108,45 @@ class _TrainedHead(ModelDrafter):
         self._target, self._rows = target, self.ids  # with the rows of `ids` only
         self._hidden: Floats | None = None  # [D], behind the token before the next root
         self._position = 0  # length of the context whose root follows it
+        self._memory: Tensor | None = None  # [M, E], rows of committed tokens, the last one too
 
     def begin(self, request: Request) -> None:
         super().begin(request)
-        self._hidden = None
+        self._hidden = self._memory = None
 
     def observe(self, step: Step) -> None:
         super().observe(step)
         if step.hidden is not None:
+            self._remember(step.hidden[step.path], step)
             self._hidden = step.hidden[step.path[-1]].copy()
             self._position = len(step.context) + len(step.drawn)
+
+    def _remember(self, hidden: Floats, step: Step) -> None:
+        """Keep rows of the accepted tokens for a head that reads earlier states."""
+        import torch
+
+        if not isinstance(self._head, ContextHead):
+            return
+        with torch.inference_mode():
+            drawn = torch.from_numpy(step.drawn.astype(np.int64))
+            states = torch.from_numpy(hidden)
+            rows = self._head.encode(self._parameters, self._whole, states, drawn)
+            if self._memory is not None and self._position == len(step.context):
+                rows = torch.cat([self._memory, rows])
+        self._memory = rows[-self._head.window - 1 :]
+
+    def _logits(self, paths: NDArray[np.int64]) -> Floats:
+        """Return the logits [N, U] of the tokens behind paths [N, L] of one length."""
+        import torch
+
+        with torch.inference_mode():
+            hidden = torch.from_numpy(self._hidden)[None].expand(len(paths), -1)
+            given = (self._parameters, self._target, hidden, torch.from_numpy(paths))
+            if isinstance(self._head, ContextHead) and self._memory is not None:
+                logits = self._head.logits(*given, self._memory[:-1])
+            else:
+                logits = self._head.logits(*given)
+        return np.asarray(logits.float().numpy(), np.float32)
 
     def room(self, context: Tokens) -> int:
         known = self._hidden is not None and self._position == len(context)
@@ -128,7 +161,6 @@ class _TrainedHead(ModelDrafter):
             self._target = replace(self._whole, unembedding=self._whole.unembedding[rows_of])
         rows = np.empty((fresh, len(self._target.unembedding)), np.float32)
         depths = tree.depths()[-fresh:]
-        hidden = torch.from_numpy(self._hidden)[None]
         for depth in np.unique(depths).tolist():  # paths of one length are run together
             places = np.flatnonzero(depths == depth)
             paths = np.empty((len(places), depth + 1), np.int64)
@@ -137,12 +169,5 @@ class _TrainedHead(ModelDrafter):
                 for level in range(depth, -1, -1):
                     paths[row, level] = tree.tokens[node]
                     node = int(tree.parents[node])
-            with torch.inference_mode():
-                logits = self._head.logits(
-                    self._parameters,
-                    self._target,
-                    hidden.expand(len(places), -1),
-                    torch.from_numpy(paths),
-                )
-            rows[places] = logits.float().numpy()
+            rows[places] = self._logits(paths)
         return rows

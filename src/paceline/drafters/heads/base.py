@@ -66,12 +66,15 @@ class HeadBatch:
         columns: int64 [N, L, K], columns of the logits of the target's K likeliest tokens for each
             predicted one; None where the predicted tokens themselves are what is right.
         probs: float32 [N, L, K], the target's probabilities of these; None likewise.
+        at: int64 [N], position of each state in the answers, so that neighbours of one text differ
+            by 1 and texts lie further apart; for heads that read earlier states.
     """
 
     hidden: Tensor
     tokens: Tensor
     columns: Tensor | None = None
     probs: Tensor | None = None
+    at: Tensor | None = None
 
     def cross_entropy(self, logits: Tensor, length: int) -> Tensor:
         """Return the mean cross entropy in nats of the tokens behind paths of a length, a scalar.
@@ -95,9 +98,11 @@ class Head(Method, ABC):
 
     Attributes:
         depth: tokens that it predicts after the target's own next token.
+        run: neighbouring positions that a training batch holds at least, one behind the other.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
+    run: ClassVar[int] = 1
 
     depth: int = 4
 
@@ -133,20 +138,73 @@ class Head(Method, ABC):
                 by the target itself.
         """
 
+    def batch_logits(
+        self, parameters: Parameters, target: HeadTarget, batch: HeadBatch
+    ) -> list[Tensor]:
+        """Return the logits [N, U] behind the batch's own paths, for each length from 1 on."""
+        return [
+            self.logits(parameters, target, batch.hidden, batch.tokens[:, :length])
+            for length in range(1, batch.tokens.shape[1])
+        ]
+
     def loss(self, parameters: Parameters, target: HeadTarget, batch: HeadBatch) -> Tensor:
         """Return the mean cross entropy in nats over all predicted tokens of a batch, a scalar."""
-        depth = batch.tokens.shape[1] - 1
         losses = [
-            batch.cross_entropy(
-                self.logits(parameters, target, batch.hidden, batch.tokens[:, :length]), length
-            )
-            for length in range(1, depth + 1)
+            batch.cross_entropy(logits, length)
+            for length, logits in enumerate(self.batch_logits(parameters, target, batch), 1)
         ]
-        return sum(losses[1:], losses[0]) / depth
+        return sum(losses[1:], losses[0]) / len(losses)
 
     def spec(self) -> str:
         """Return the head as `NAME:key=value,...`."""
         return f"{self.name}:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+@dataclass(frozen=True)
+class ContextHead(Head):
+    """Settings of a head that also reads the states before the last one.
+
+    `head` keeps one row of each committed token since the answer began, as `encode` makes it.
+
+    Attributes:
+        window: earlier states that it reads at most, from 1 on.
+    """
+
+    run: ClassVar[int] = 32
+
+    window: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(1, 4096, self.name, window=self.window)
+
+    @abstractmethod
+    def encode(
+        self, parameters: Parameters, target: HeadTarget, hidden: Tensor, following: Tensor
+    ) -> Tensor:
+        """Return what later positions read of states, [M, E].
+
+        Args:
+            parameters: tensors of the shapes that `shapes` gave.
+            target: the model.
+            hidden: float32 [M, D], states of the target.
+            following: int64 [M], the token behind each.
+        """
+
+    @abstractmethod
+    def logits(
+        self,
+        parameters: Parameters,
+        target: HeadTarget,
+        hidden: Tensor,
+        path: Tensor,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits [N, U] of the token that follows a path; see `Head.logits`.
+
+        `memory`, [M, E], M <= window, are the rows of the states before `hidden`, in their order,
+        the same for all paths; None: there are none.
+        """
 
 
 def embed_path(target: HeadTarget, path: Tensor) -> Tensor:
