@@ -53,7 +53,7 @@ SMOKE = {
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
     "predictions.py": SMALL + " --prompts 1 --budgets 4",
-    "planner.py": SMALL + " --minutes 0.02 --goals exact --most 1 --rounds 1 --tokens 4",
+    "planner.py": SMALL + " --minutes 0.02 --goals exact --most 1 --tokens 4 --short",
     "watermarks.py": SMALL + " --texts 2 --plain 2 --tokens 12 --resamples 9",
     "sparse_prefill.py": "{models}/stories260K --lengths 300 --rounds 1",
     "sparse_attention.py": "{models}/stories260K --lengths 200 --tokens 1 --rounds 1",

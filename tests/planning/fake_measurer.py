@@ -4,10 +4,11 @@ from paceline.engines.native import KV_FORMATS
 from paceline.errors import MethodError
 from paceline.measuring.statistics import Ratio
 from paceline.planning.busy_watch import BusyWatch
-from paceline.planning.cost_model import DraftFacts, EngineFacts, PromptFacts, ReadFacts
+from paceline.planning.known_facts import SourceFacts
 from paceline.planning.lab import Lab
+from paceline.planning.measured_facts import DraftFacts, EngineFacts, PromptFacts, ReadFacts
 from paceline.planning.measurement_store import MeasurementStore
-from paceline.planning.plan_search import PlanSearch, SourceFacts
+from paceline.planning.plan_search import PlanSearch
 from paceline.planning.planner import Planner
 from paceline.planning.setups import Goal
 from paceline.planning.verification import TurnTime, Verification
@@ -26,7 +27,7 @@ class FakeMeasurer:
     prompts = PromptFacts(100.0, 50)
 
     def __init__(self, nats=None):
-        self.calls, self.speed = [], 0.01
+        self.calls, self.speed, self.disk = [], 0.01, 0.0
         self.losses = {**NATS, **(nats or {})}
 
     def fingerprint(self, path):
@@ -59,8 +60,12 @@ class FakeMeasurer:
             raise MethodError("two layers take 20 MB")
         self.calls.append(f"streamed {weights_memory}")
         return EngineFacts(
-            *("auto", weights_memory, (1, 128), (0.1, 0.12), 1e-6, 1e-3, 2, PAGES, 1000)
+            *("auto", weights_memory, (1, 128), (0.1, 0.12), 0.0, 1e-3, 2, PAGES, 1000),
+            streamed=BYTES["auto"] - weights_memory,
         ).document()
+
+    def streamed_pass(self, weights_memory):
+        return self.disk
 
     def reads(self, attention, cached):
         self.calls.append(f"reads {attention} {cached}")
@@ -76,13 +81,13 @@ class FakeMeasurer:
         lost += 0.01 if cache.attention else 0.0
         return [3.0 + lost, 4.0 + lost]
 
-    def drafts(self, drafter):
-        self.calls.append(f"drafts {drafter}")
+    def drafts(self, drafter, nodes=16):
+        self.calls.append(f"drafts {drafter}" + (f" {nodes}" if nodes != 16 else ""))
         if drafter not in GAINS:
             raise MethodError(f"no drafter {drafter}")
         gain = GAINS[drafter] - 1
         return DraftFacts(
-            tuple(1 + gain * n / 16 for n in range(17)), 1e-4, state_bytes=1000
+            tuple(1 + gain * n / 16 for n in range(nodes + 1)), 1e-4, state_bytes=1000
         ).document()
 
     def scores(self, path, weight_format, cache):

@@ -1,6 +1,7 @@
 """Forecasts by hand, and facts that survive their JSON or are refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.core import TokenTree
-from paceline.planning.cost_model import (
+from paceline.planning.cost_model import Slowdown, forecast
+from paceline.planning.draft_gains import gains, tree_sizes
+from paceline.planning.measured_facts import (
     NO_DRAFTS,
     DraftFacts,
     EngineFacts,
     PromptFacts,
     ReadFacts,
-    Slowdown,
-    forecast,
 )
-from paceline.planning.measurer import gains
 from paceline.planning.setups import Goal, Setup
 
 PAGES = {"fp32": 64_000, "fp16": 32_000, "int8": 18_000}
@@ -76,16 +76,33 @@ def test_a_pattern_reads_less_and_keeps_more():
 
 def test_users_share_passes_and_have_caches_of_their_own():
     one, four = (said(Setup("m", drafter="plain"), goal=Goal(users=n)) for n in (1, 4))
-    seconds = ENGINE.at(4) + 4 * 125e-5 + 4 * 100 * 1e-3 / 50
-    assert four.tokens_per_second == pytest.approx(4 / seconds)
+    assert one.tokens_per_second < four.tokens_per_second < 4 * one.tokens_per_second
     assert four.memory - one.memory == 3 * (3 * 64_000 + 2 * 4 * 1000)
+
+
+def test_users_whose_prompts_fit_into_one_pass_decode_together():
+    goal, prompts = Goal(users=4), PromptFacts(21, 50, (21,))
+    found = forecast(Setup("m", drafter="plain"), ENGINE, NO_DRAFTS, prompts, goal)
+    seconds = 4 * 20 * 1e-3 + 50 * (ENGINE.at(4) + 4 * 46e-5)
+    assert found.tokens_per_second == pytest.approx(4 * 50 / seconds)
+
+
+def test_drafts_that_pay_for_one_user_need_not_pay_for_many():
+    alone, shared = (said(Setup("m"), DRAFTS, Goal(users=n)) for n in (1, 32))
+    assert (alone.nodes, shared.nodes) == (16, 0)
+
+
+def test_trees_of_drafters_that_propose_little_are_small():
+    few = DraftFacts(DRAFTS.gained, 0.001, 0.0005, sizes=tuple(n / 4 for n in range(17)))
+    found = said(Setup("m", budget=16), few)
+    assert found.tokens_per_second == pytest.approx(2 / (ENGINE.at(5) + 125e-5 + 0.0015))
 
 
 def test_passes_of_answers_may_take_longer_than_the_curve():
     plain = DraftFacts((1.0,), 0.0, 0.0, forward=2 * (0.01 + 125e-5))
-    drafts = DraftFacts((1.0, 2.0), 0.0, 0.0, forward=3 * (0.02 + 125e-5))
+    drafts = DraftFacts((1.0, 2.0), 0.0, 0.0, forward=3 * (ENGINE.at(2) + 125e-5))
     slowdown = Slowdown.of(ENGINE, plain, drafts, PROMPTS)
-    assert [slowdown.at(n) for n in (0, 8, 16, 99)] == pytest.approx([2, 2.5, 3, 3])
+    assert slowdown.at([0, 0.5, 1, 9]) == pytest.approx([2, 2.5, 3, 3])
     slow = said(Setup("m", drafter="plain"), slowdown=slowdown)
     assert slow.tokens_per_second == pytest.approx(1 / (0.02 + 250e-5))
 
@@ -93,6 +110,20 @@ def test_passes_of_answers_may_take_longer_than_the_curve():
 def test_curves_go_on_beyond_their_end():
     assert ENGINE.at(34) == pytest.approx(0.04)
     assert ENGINE.at(9) == pytest.approx(0.015)
+
+
+def test_fewer_weights_in_memory_take_as_long_as_reading_them():
+    streamed = replace(ENGINE, streamed=10**7)  # a plain pass of 10 ms reads 10 MB
+    less = streamed.with_weights(10**8 - 5 * 10**6)
+    assert (less.weight_bytes, less.streamed) == (95 * 10**6, 15 * 10**6)
+    assert less.seconds == pytest.approx((0.015, 0.025))
+    assert streamed.with_weights(10**9).at(1) > 0
+
+
+def test_a_plain_pass_now_tells_how_slow_everything_is():
+    slow = replace(ENGINE, reference=0.5).with_pass(0.02)
+    assert (slow.at(17), slow.prefill, slow.slope) == pytest.approx((0.04, 2e-3, 2e-5))
+    assert ENGINE.with_pass(0.0) == ENGINE
 
 
 def test_an_unmeasured_format_scales_with_its_bytes():
@@ -119,6 +150,9 @@ def test_facts_survive_json(facts):
         (DraftFacts, {"gained": [0.5]}),
         (DraftFacts, {"gained": ["x"]}),
         (DraftFacts, {"seconds": float("nan")}),
+        (DraftFacts, {"sizes": [0.0, 1.0]}),
+        (DraftFacts, {"sizes": [-1.0] * 17}),
+        (EngineFacts, {"streamed": -1}),
     ],
 )
 def test_damaged_facts_are_refused(kind, change):
@@ -138,6 +172,7 @@ def test_smaller_trees_gain_what_is_left_of_the_path():
     assert gains([tree], [[0, 1, 3]], 4).tolist() == [1, 2, 2, 3, 3]
     assert gains([tree], [[0, 2]], 4).tolist() == [1, 1, 2, 2, 2]
     assert gains([tree, tree], [[0], [0, 1]], 1).tolist() == [2, 3]
+    assert tree_sizes([tree, tree], 4).tolist() == [0, 2, 4, 6, 6]
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12), st.data())

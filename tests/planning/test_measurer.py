@@ -8,8 +8,10 @@ from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.quality import score_window
-from paceline.planning.cost_model import DraftFacts, EngineFacts, ReadFacts
-from paceline.planning.measurer import EngineMeasurer, decoded_nats, page_bytes, parameters
+from paceline.planning.decoded_loss import decoded_nats
+from paceline.planning.measured_facts import DraftFacts, EngineFacts, ReadFacts
+from paceline.planning.measurer import EngineMeasurer
+from paceline.planning.model_sizes import page_bytes, parameters
 from paceline.planning.setups import ALL_ROWS, CacheForm, Setup
 from paceline.planning.verification import ModelRunner
 from tests.conftest import shared

@@ -6,8 +6,8 @@ from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import RequestError
 from paceline.kvcache.base import parse_policy
 from paceline.planning.candidates import left_out, policies
-from paceline.planning.cost_model import PromptFacts
 from paceline.planning.lab import PairedLoss
+from paceline.planning.measured_facts import PromptFacts
 from paceline.planning.plan_document import notes, plan_document, plan_table
 from paceline.planning.plan_report import pareto, plan_page
 from paceline.planning.setups import Goal, Setup
@@ -80,7 +80,7 @@ def test_impossible_goals_are_answered_with_what_is_possible(tmp_path):
 
 def test_an_impossible_loss_names_the_smallest_within_it_as_well(tmp_path):
     with pytest.raises(RequestError, match=r"within that loss 1\d\d MB .*int8"):
-        planned(tmp_path, Goal(memory=34_000_000))
+        planned(tmp_path, Goal(memory=21_000_000))
 
 
 def test_a_longer_context_than_the_model_sees_is_refused(tmp_path):
@@ -105,10 +105,10 @@ def test_measurements_are_kept_and_a_second_plan_makes_none(tmp_path):
 
 def test_a_killed_plan_goes_on_where_it_was(tmp_path):
     class Killed(FakeMeasurer):
-        def drafts(self, drafter):
+        def drafts(self, drafter, nodes=16):
             if drafter == "recycle":
                 raise KeyboardInterrupt
-            return super().drafts(drafter)
+            return super().drafts(drafter, nodes)
 
     first = Killed()
     with pytest.raises(KeyboardInterrupt):
@@ -208,18 +208,58 @@ def test_patterns_are_not_planned_on_grouped_caches(tmp_path):
     assert not [setup for setup in few if setup.kv_format in GROUPED_KV or setup.kv_policy]
 
 
+STREAMED = Goal(memory=60_000_000, exact=True, loss=0.0)
+
+
 def test_weights_stream_where_they_do_not_fit_and_nothing_may_be_lost(tmp_path):
-    goal = Goal(memory=60_000_000, exact=True, loss=0.0)
-    result, planner = planned(tmp_path, goal)
-    chosen = result.plan.chosen
-    budget = chosen.setup.weights_memory
-    assert budget == planner.search.weights_memory < 60_000_000
-    assert f"streamed {budget}" in planner.search.lab.measurer.calls
+    result, planner = planned(tmp_path, STREAMED)
+    chosen, calls = result.plan.chosen, planner.search.lab.measurer.calls
+    setup = chosen.setup
+    assert setup.weights_memory == planner.search.streamed.weights_memory(setup.budget)
+    assert {f"streamed {planner.search.streamed.weights_memory(n)}" for n in (16, 128)} <= {*calls}
     assert (chosen.exact, chosen.loss, chosen.memory <= 60_000_000) == (True, 0.0, True)
-    assert not chosen.setup.plain  # a pass takes as long with drafts
-    assert f"--weights-memory {budget}" in chosen.setup.command()
-    assert a_search(tmp_path / "all", goal=Goal(memory=10**9)).weights_memory is None
-    assert a_search(tmp_path / "free", goal=Goal()).weights_memory is None
+    assert f"--weights-memory {setup.weights_memory}" in setup.command()
+    for goal in (Goal(memory=10**9), Goal()):
+        assert not a_search(tmp_path / "all", goal=goal).streamed.possible
+
+
+def test_large_trees_are_measured_where_weights_stream_and_never_sized_by_auto(tmp_path):
+    result, planner = planned(tmp_path, STREAMED)
+    chosen = result.plan.chosen.setup
+    assert (chosen.drafter, chosen.budget) == ("blend", 128)  # a pass takes 1.2 times as long
+    assert "drafts blend 128" in planner.search.lab.measurer.calls
+    streamed = [each.setup for each in result.candidates if each.setup.weights_memory]
+    assert {each.budget for each in streamed} == {0, 4, 8, 16, 32, 64, 128}
+    small = [each for each in result.candidates if each.setup.weights_memory]
+    assert all(each.forecast.memory <= STREAMED.memory for each in small)
+
+
+def test_large_trees_that_take_three_plain_passes_are_not_considered(tmp_path):
+    class Computing(FakeMeasurer):
+        def streamed(self, weights_memory):
+            return {**super().streamed(weights_memory), "seconds": [0.1, 0.8]}
+
+    result, planner = planned(tmp_path, STREAMED, Computing())
+    assert planner.search.streamed.largest == 32
+    assert max(each.setup.budget for each in result.candidates if each.setup.weights_memory) == 32
+
+
+def test_a_budget_that_leaves_too_little_for_weights_is_not_considered(tmp_path):
+    goal = Goal(memory=38_500_000, exact=True, loss=0.0)
+    result, planner = planned(tmp_path, goal)
+    small = planner.search.streamed
+    assert small.weights_memory(16) > 20_000_000 > 0.99 * small.weights_memory(128)
+    assert small.largest < 128 or small.weights_memory(128) >= 20_000_000
+    assert result.plan.chosen.memory <= goal.memory
+
+
+def test_forecasts_of_streamed_setups_are_for_the_speed_that_the_disk_has_now(tmp_path):
+    before, _ = planned(tmp_path, STREAMED)
+    slower = FakeMeasurer()
+    slower.disk = 0.2  # seconds of a plain pass, which took 0.1
+    after, _ = planned(tmp_path, STREAMED, slower)
+    was, now = (each.plan.chosen.predicted for each in (before, after))
+    assert now == pytest.approx(was / 2, rel=0.02)
 
 
 def test_the_loss_of_combinations_is_measured_before_they_are_run(tmp_path):

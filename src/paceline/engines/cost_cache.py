@@ -19,7 +19,9 @@ from paceline.machine import machine
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 # Where weights stream from disk or layers lie on other nodes, a pass takes long, and its time
 # hardly depends on its size.
-_STREAMED_SIZES = (1, 8, 32, 64, 96, 128)
+_STREAMED_SIZES = (1, 8, 16, 32, 64, 96, 128)
+_MIN_STREAMED = 32  # nodes up to which it is measured, however large the logits are
+_STREAMED_REPEATS = 5  # passes of a size, at most: the speed of a disk or a network varies
 _STREAMED_LOGITS = 10_000_000  # of a pass at most: 40 MB, where memory is short
 _CHECKED = (1, 8)  # sizes of the passes that are run anew
 _CLEARLY, _RESOLUTION = 0.85, 2e-4  # share of the known time, and seconds, by which they are faster
@@ -92,20 +94,38 @@ def _outdated(engine: Engine, cost: Cost) -> bool:
 
 def _measure(engine: Engine) -> Cost:
     """Measure T(n) in about a second, where kernels take a step, up to what can ever pay."""
+    if engine.streamed_bytes or engine.remote_layers:
+        return measure_streamed(engine)
     times: list[float] = []
-    streams = engine.streamed_bytes > 0 or engine.remote_layers > 0
-    fitting = max(_STREAMED_LOGITS // engine.config.vocab_size, _STREAMED_SIZES[2])
-    sizes = tuple(n for n in _STREAMED_SIZES if n <= fitting) if streams else _SIZES
-    for size in sizes:
-        warmups = int(not streams or size == 1)
-        times += measure_cost(engine, _CONTEXT, (size,), repeats=1, warmups=warmups).seconds
+    for size in _SIZES:
+        times += measure_cost(engine, _CONTEXT, (size,), repeats=1).seconds
         if times[-1] > _USEFUL * times[0]:
             break
-    if streams:
-        return Cost(sizes[: len(times)], tuple(times))
     repeats = int(min(max(_SECONDS / sum(times), 2), 9))
     # The shortest time: the result must not depend on what else ran just then.
     return measure_cost(engine, _CONTEXT, _SIZES[: len(times)], repeats, pick=min)
+
+
+def measure_streamed(engine: Engine, seconds: float = _SECONDS) -> Cost:
+    """Measure T(n) where a pass waits for a disk or a network: medians of passes that take turns.
+
+    Args:
+        engine: reads weights from disk in each pass, or has layers on other nodes.
+        seconds: that it may take; each size runs at least once, and at most five times.
+    """
+    fitting = max(_STREAMED_LOGITS // engine.config.vocab_size, _MIN_STREAMED)
+    sizes = tuple(n for n in _STREAMED_SIZES if n <= fitting)
+    times: list[float] = []
+    for size in sizes:
+        warmups = int(size == 1)
+        times += measure_cost(engine, _CONTEXT, (size,), repeats=1, warmups=warmups).seconds
+        if times[-1] > _USEFUL * times[0]:
+            break
+    sizes = sizes[: len(times)]
+    repeats = int(min(seconds / sum(times), _STREAMED_REPEATS))
+    if repeats < 2:  # a single further one would say no more
+        return Cost(sizes, tuple(times))
+    return measure_cost(engine, _CONTEXT, sizes, repeats, warmups=0)
 
 
 def _key(engine: Engine) -> str:

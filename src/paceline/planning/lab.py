@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.measuring.significance import mean_estimate
 from paceline.planning.busy_watch import BusyWatch
-from paceline.planning.cost_model import DraftFacts, EngineFacts, ReadFacts
+from paceline.planning.measured_facts import MAX_NODES, DraftFacts, EngineFacts, ReadFacts
 from paceline.planning.measurement_store import MeasurementStore
-from paceline.planning.measurer import Measuring
+from paceline.planning.measurements import Measuring
 from paceline.planning.setups import ALL_ROWS, CacheForm
 
 T = TypeVar("T")
@@ -86,14 +86,29 @@ class Lab:
             lambda a, b: a if a["seconds"][0] <= b["seconds"][0] else b,
         )
 
-    def drafts(self, drafter: str) -> DraftFacts | None:
-        """Return what a drafter gains on the prompts; None if it cannot be measured."""
+    def streamed_pass(self, weights_memory: int) -> float:
+        """Return the seconds of a plain pass now whose weights stream; 0 where there is no time."""
+        if not self.has_time:
+            return 0.0
+        try:
+            return self.measurer.streamed_pass(weights_memory)
+        except PacelineError:
+            return 0.0
+
+    def drafts(self, drafter: str, nodes: int = MAX_NODES) -> DraftFacts | None:
+        """Return what a drafter gains on the prompts; None if it cannot be measured.
+
+        Args:
+            drafter: `NAME[:key=value,...]`.
+            nodes: largest budget.
+        """
+        deep = () if nodes == MAX_NODES else (nodes,)
         return self._ask(
             "drafts",
-            (drafter, *self.question),
-            drafter,
+            (drafter, *deep, *self.question),
+            f"{drafter} with {nodes} nodes" if deep else drafter,
             DraftFacts.parse,
-            lambda: self.measurer.drafts(drafter),
+            lambda: self.measurer.drafts(drafter, nodes),
             lambda a, b: a if a["seconds"] <= b["seconds"] else b,
         )
 

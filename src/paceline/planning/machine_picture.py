@@ -15,8 +15,8 @@ from paceline.decoding.governor import Governor
 from paceline.errors import RequestError
 from paceline.measuring.report.svg import Plot, doubling, even
 from paceline.planning.candidates import STORED, weight_candidates
-from paceline.planning.cost_model import EngineFacts
 from paceline.planning.default_text import default_dialogues, default_text
+from paceline.planning.measured_facts import EngineFacts
 from paceline.planning.plan_file import kept_plan
 from paceline.planning.plan_job import PlanJob, PlanQuestion
 from paceline.planning.plan_report import card, report_page

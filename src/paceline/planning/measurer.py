@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline import _native, registry
-from paceline.core import Request, TokenTree
-from paceline.decoding.governor import Paths, Trees
+from paceline import registry
+from paceline.core import Request
 from paceline.drafters.base import engines_of
 from paceline.engines.base import Engine
 from paceline.engines.cost import measure_cost
-from paceline.engines.cost_cache import known_cost
-from paceline.engines.native import KV_FORMATS
+from paceline.engines.cost_cache import known_cost, measure_streamed
 from paceline.errors import RequestError
-from paceline.kvcache.base import Policy, parse_policy
+from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
 from paceline.measuring.bandwidth import measure_bandwidth
 from paceline.measuring.baseline import decode
@@ -30,70 +28,27 @@ from paceline.measuring.quality import score_window, text_windows
 from paceline.measuring.recording import RecordingFixedBudget
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
-from paceline.planning.cost_model import (
+from paceline.planning.decoded_loss import decoded_nats
+from paceline.planning.draft_gains import gains, tree_sizes
+from paceline.planning.measured_facts import (
     MAX_NODES,
     DraftFacts,
     EngineFacts,
     PromptFacts,
     ReadFacts,
 )
+from paceline.planning.model_sizes import page_bytes
 from paceline.planning.scorers import scorer
 from paceline.planning.setups import CacheForm
-from paceline.scoring import token_logprobs
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
 _REPEATS = 5
-_DECODED = 16  # tokens of a pass whose tokens each choose what they read
+_STREAMED_SECONDS = 6.0  # of measuring T(n) where weights stream from disk
+_PROMPT_SECONDS = 1.0  # after which reading a prompt is not timed again
+_PROMPT_REPEATS = 3
+_LONG, _SHORT = 512, 128  # tokens of such a prompt
 _WINDOWS = 16
 _DEFAULT_WINDOW, _TEXT_WINDOW = 128, 512  # tokens of a window of the built-in text, and of others
-
-
-class Measuring(Protocol):
-    """Makes the measurements of a plan; tests have one that measures nothing."""
-
-    prompts: PromptFacts
-
-    def fingerprint(self, path: str) -> str:
-        """Return what identifies a checkpoint."""
-        ...
-
-    def check_tokens(self, path: str) -> None:
-        """Refuse a checkpoint with other tokens than the model's."""
-        ...
-
-    def bandwidth(self) -> float:
-        """Return the memory bandwidth in bytes a second."""
-        ...
-
-    def reference(self) -> float:
-        """Return the seconds of a plain pass of the planned model, now."""
-        ...
-
-    def engine(
-        self,
-        path: str,
-        weight_format: str,
-        threads: int | None,
-        weights_memory: int | None = None,
-    ) -> dict[str, Any]:
-        """Return `EngineFacts` as a document."""
-        ...
-
-    def reads(self, attention: str, cached: int) -> dict[str, Any]:
-        """Return `ReadFacts` of an attention pattern as a document."""
-        ...
-
-    def nats(self, path: str, weight_format: str, cache: CacheForm, window: int) -> list[float]:
-        """Return the nats a token of each window of the text."""
-        ...
-
-    def drafts(self, drafter: str) -> dict[str, Any]:
-        """Return `DraftFacts` as a document."""
-        ...
-
-    def scores(self, path: str, weight_format: str, cache: CacheForm) -> list[float]:
-        """Return the judge's score of the answer to each prompt."""
-        ...
 
 
 class EngineMeasurer:
@@ -135,7 +90,7 @@ class EngineMeasurer:
         room = config.context - self._tokens
         self._prompts = [self._encode(turn)[-room:] for turn in self._turns]
         sizes = [len(each) for each in self._prompts]
-        self.prompts = PromptFacts(sum(sizes) / len(sizes), self._tokens)
+        self.prompts = PromptFacts(sum(sizes) / len(sizes), self._tokens, tuple(sizes))
 
     @property
     def question(self) -> list[object]:
@@ -198,29 +153,32 @@ class EngineMeasurer:
         weights_memory: int | None = None,
     ) -> dict[str, Any]:
         """Return `EngineFacts` as a document."""
-        options = _options(weight_format, threads=threads)
-        if weights_memory is not None:
-            options["weights_memory"] = weights_memory
-        lm = self.open(path, options)
+        streams = weights_memory is not None
+        lm = self.open(path, _options(weight_format, threads=threads, weights=weights_memory))
         engine, context = lm.engine, lm.engine.config.context
-        cost = known_cost(engine, self._folder)
-        near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
-        times = [
-            measure_cost(engine, each, (1,), _REPEATS, pick=min).seconds[0] for each in (near, far)
-        ]
-        ids = (np.arange(far) % engine.config.vocab_size).astype(np.int32)
+        cost = (
+            measure_streamed(engine, _STREAMED_SECONDS)
+            if streams
+            else known_cost(engine, self._folder)
+        )
         facts = EngineFacts(
             str(engine.format),
             _resident(engine, weights_memory),
             cost.nodes,
             cost.seconds,
-            max((times[1] - times[0]) / max(far - near, 1), 0.0),
-            median(_start_seconds(engine, ids) for _ in range(3)) / far,
+            0.0 if streams else _slope(engine),  # the disk's speed varies by more
+            _prompt_seconds(engine, min(_SHORT if streams else _LONG, context // 2)),
             int(engine.threads or 1),
             page_bytes(lm.model),
             engine.config.vocab_size,
+            streamed=engine.streamed_bytes,
         )
         return facts.document()
+
+    def streamed_pass(self, weights_memory: int) -> float:
+        """Return the seconds of a plain pass now whose weights stream from disk, the median."""
+        engine = self.open(self._path, _options("auto", weights=weights_memory)).engine
+        return measure_cost(engine, min(_NEAR, engine.config.context // 4), (1,)).seconds[0]
 
     def reads(self, attention: str, cached: int) -> dict[str, Any]:
         """Return `ReadFacts` of an attention pattern for the planned model as a document.
@@ -268,34 +226,40 @@ class EngineMeasurer:
             method.check(lm.engine)
         return [float(decoded_nats(lm.engine, method, row).mean()) for row in windows.tokens]
 
-    def drafts(self, drafter: str) -> dict[str, Any]:
-        """Return `DraftFacts` of a drafter for the planned model as a document."""
+    def drafts(self, drafter: str, nodes: int = MAX_NODES) -> dict[str, Any]:
+        """Return `DraftFacts` of a drafter for the planned model as a document.
+
+        Args:
+            drafter: `NAME[:key=value,...]`.
+            nodes: largest budget; smaller ones take the most likely nodes of the same trees.
+        """
         lm = self.open(self._path, _options("auto"))
         built = registry.drafters.parse(drafter).build(lm.draft_target)
         requests = self.requests(lm)
-        decode(lm, built, requests[0], RecordingFixedBudget(MAX_NODES))  # warm-up, not counted
+        decode(lm, built, requests[0], RecordingFixedBudget(nodes))  # warm-up, not counted
         built.reset()
-        gained = np.zeros(MAX_NODES + 1)
-        passes, seconds, overhead, forward = 0, 0.0, 0.0, 0.0
+        gained, sizes = np.zeros(nodes + 1), np.zeros(nodes + 1)
+        passes, draft, overhead, forward = 0, 0.0, 0.0, 0.0
         for request in requests:
-            budget = RecordingFixedBudget(MAX_NODES)
-            output = decode(lm, built, request, budget)
+            budget = RecordingFixedBudget(nodes)
+            spent = decode(lm, built, request, budget).seconds
             trees, paths = zip(*budget.passes, strict=True) if budget.passes else ((), ())
-            gained += gains(trees, paths)
+            gained += gains(trees, paths, nodes)
+            sizes += tree_sizes(trees, nodes)
             passes += len(trees)
-            seconds += output.seconds.draft
-            spent = output.seconds
+            draft += spent.draft
             forward += spent.forward
             overhead += max(spent.decode - spent.draft - spent.forward, 0.0)
-        engines = engines_of(built)
+        engines, count = engines_of(built), max(passes, 1)
         facts = DraftFacts(
-            tuple((gained / max(passes, 1)).clip(1.0).tolist()),
-            seconds / max(passes, 1),
-            overhead / max(passes, 1),
-            forward / max(passes, 1),
+            tuple((gained / count).clip(1.0).tolist()),
+            draft / count,
+            overhead / count,
+            forward / count,
             state_bytes(built),
             sum(int(each.weight_bytes or 0) for each in engines),
             sum(each.memory.page_bytes for each in engines),
+            sizes=tuple((sizes / count).tolist()),
         )
         return facts.document()
 
@@ -343,9 +307,33 @@ def _resident(engine: Engine, weights_memory: int | None) -> int:
 
 
 def _options(
-    weight_format: str, kv_format: str = "auto", threads: int | None = None
+    weight_format: str,
+    kv_format: str = "auto",
+    threads: int | None = None,
+    weights: int | None = None,
 ) -> dict[str, Any]:
-    return {"dtype": weight_format, "kv_format": kv_format, "threads": threads}
+    """Return the arguments of `LM`; `weights` are bytes of weights in memory, None for all."""
+    options = {"dtype": weight_format, "kv_format": kv_format, "threads": threads}
+    return options if weights is None else {**options, "weights_memory": weights}
+
+
+def _slope(engine: Engine) -> float:
+    """Return the seconds that a cached position adds to a plain pass."""
+    context = engine.config.context
+    near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
+    start, end = (
+        measure_cost(engine, at, (1,), _REPEATS, pick=min).seconds[0] for at in (near, far)
+    )
+    return max((end - start) / max(far - near, 1), 0.0)
+
+
+def _prompt_seconds(engine: Engine, tokens: int) -> float:
+    """Return the seconds of a prompt token; long prompts are timed less often."""
+    ids = (np.arange(tokens) % engine.config.vocab_size).astype(np.int32)
+    times = [_start_seconds(engine, ids)]
+    while len(times) < _PROMPT_REPEATS and sum(times) < _PROMPT_SECONDS:
+        times.append(_start_seconds(engine, ids))
+    return median(times) / tokens
 
 
 def _start_seconds(engine: Engine, ids: NDArray[np.int32]) -> float:
@@ -354,65 +342,3 @@ def _start_seconds(engine: Engine, ids: NDArray[np.int32]) -> float:
     seconds = perf_counter() - start
     engine.release(sequence)
     return seconds
-
-
-def page_bytes(model: Model) -> dict[str, int]:
-    """Return the bytes of a page of the native engine's cache, by format; nothing is loaded."""
-    sizes = {}
-    for name in KV_FORMATS:
-        empty = _native.NativeModel(model.config, "fp32", "fp32", name, "", 1)
-        sizes[name] = int(empty.page_bytes)
-    return sizes
-
-
-def parameters(model: Model) -> int:
-    """Return the number of weights in matrices; nothing is read."""
-    shapes = [model.weights.shape(name) for name in model.weights]
-    return sum(int(np.prod(shape)) for shape in shapes if len(shape) > 1)
-
-
-def gains(trees: Trees, paths: Paths, max_nodes: int = MAX_NODES) -> NDArray[np.float64]:
-    """Return the tokens that passes would have gained with smaller trees, float64 [max_nodes + 1].
-
-    A tree is cut to its n nodes with the highest path probabilities; entry n is the sum over the
-    passes of 1 for the root and 1 for each accepted node that is left.
-    """
-    total = np.zeros(max_nodes + 1)
-    for tree, path in zip(trees, paths, strict=True):
-        probs = np.array(tree.scores, np.float64)
-        for node in range(1, len(tree)):
-            probs[node] *= probs[tree.parents[node]]
-        probs[0] = np.inf
-        rank = np.empty(len(tree), np.int64)  # of each node, the root first
-        rank[np.argsort(-probs, kind="stable")] = np.arange(len(tree))
-        needed = np.array([rank[node] for node in path[1:]], np.int64)
-        total += 1 + (needed[:, None] <= np.arange(max_nodes + 1)[None]).sum(0)
-    return total
-
-
-def decoded_nats(
-    engine: Engine, policy: Policy | None, window: NDArray[np.int32]
-) -> NDArray[np.float64]:
-    """Return the nats of window[1:] as if all of it were decoded, float64.
-
-    A KV policy bounds the cache, or none does; an attention pattern of the engine chooses what each
-    token reads.
-    """
-    sequence = engine.open()
-    nats = []
-    try:
-        if policy is not None:
-            policy.begin(engine, sequence)
-        at, end = 0, len(window) - 1
-        while at < end:
-            size = min(_DECODED if policy is None else policy.distance(at), end - at)
-            tree = TokenTree.chain(window[at : at + size])
-            logits = engine.forward([(sequence, tree)])
-            nats.append(-token_logprobs(logits, window[at + 1 : at + 1 + size]))
-            engine.commit(sequence, np.arange(size))
-            if policy is not None:
-                policy.act(engine, sequence)
-            at += size
-    finally:
-        engine.release(sequence)
-    return np.concatenate(nats)

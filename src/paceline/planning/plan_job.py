@@ -14,10 +14,12 @@ from paceline.machine import free_bytes, usable_cores
 from paceline.measuring.prompts import Dialogue
 from paceline.planning.busy_watch import BusyWatch
 from paceline.planning.candidates import checkpoints_here
+from paceline.planning.known_facts import SourceFacts
 from paceline.planning.lab import Lab
 from paceline.planning.measurement_store import MeasurementStore, short_hash
-from paceline.planning.measurer import EngineMeasurer, page_bytes, parameters
-from paceline.planning.plan_search import PlanSearch, SourceFacts
+from paceline.planning.measurer import EngineMeasurer
+from paceline.planning.model_sizes import page_bytes, parameters
+from paceline.planning.plan_search import PlanSearch
 from paceline.planning.planner import Planner, PlanResult
 from paceline.planning.setups import Goal, Setup
 from paceline.planning.verification import ModelRunner, Verification

@@ -10,6 +10,7 @@ from time import monotonic, perf_counter
 from typing import NamedTuple, Protocol
 
 from paceline.core import Request
+from paceline.engines.cost_cache import cost_of
 from paceline.errors import PacelineError
 from paceline.lm import LM
 from paceline.measuring.statistics import Ratio, total_ratio
@@ -67,6 +68,8 @@ class ModelRunner:
         self._users = users
         self.turns = len(self._requests) if users == 1 else 1
         self._lm.stream(self._requests[0]).run()  # warm-up, not counted
+        if users > 1:
+            cost_of(self._lm.engine)  # a batch measures T(n) first, which is not counted either
 
     def begin_round(self) -> None:
         """Forget what was learnt."""

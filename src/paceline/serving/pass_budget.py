@@ -6,7 +6,10 @@ read before they can be used share one budget: each token counts by the cost of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.decoding.governor import Governor
 from paceline.engines.base import Engine
@@ -23,10 +26,19 @@ def prefill_tokens(governor: Governor, streams: int, prefill_slowdown: float) ->
         streams: requests that decode in it.
         prefill_slowdown: maximum time of the pass, relative to one without prompt tokens.
     """
+    return fitting_tokens(governor.seconds, streams, prefill_slowdown)
+
+
+def fitting_tokens(
+    seconds: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    streams: int,
+    prefill_slowdown: float,
+) -> int:
+    """Return the same by T(n) alone, which `seconds` returns for each of some sizes."""
     if not streams:
         return CHUNK
-    sizes = np.arange(1, CHUNK + 1)
-    slow = governor.seconds(streams + sizes) > prefill_slowdown * governor.seconds(streams)
+    times = seconds(streams + np.arange(CHUNK + 1))
+    slow = times[1:] > prefill_slowdown * times[0]
     return max(int(slow.argmax()), _MIN_TOKENS) if slow.any() else CHUNK
 
 
