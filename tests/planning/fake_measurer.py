@@ -27,7 +27,7 @@ class FakeMeasurer:
     prompts = PromptFacts(100.0, 50)
 
     def __init__(self, nats=None):
-        self.calls, self.speed, self.disk = [], 0.01, 0.0
+        self.calls, self.speed, self.disk, self.warm = [], 0.01, 0.0, ""
         self.losses = {**NATS, **(nats or {})}
 
     def fingerprint(self, path):
@@ -35,6 +35,9 @@ class FakeMeasurer:
 
     def check_tokens(self, path):
         pass
+
+    def warm_start(self):
+        return self.warm
 
     def bandwidth(self):
         self.calls.append("bandwidth")
@@ -118,6 +121,7 @@ class FakeRunner:
 def idle_watch(**options):
     """A watch on a machine that is never busy."""
     still = {"probe": lambda: 1e-3, "waited": lambda: 0.0, "clock": lambda: 0.0}
+    still["others"] = lambda: float("inf")  # unknown
     return BusyWatch(**{**still, "pause": lambda seconds: None, **options})
 
 

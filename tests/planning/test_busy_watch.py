@@ -1,9 +1,10 @@
 """A busy machine is noticed, told and measured again; nothing here waits."""
 
+import math
 import multiprocessing
 import threading
 
-from paceline.planning.busy_watch import BusyWatch, waited_seconds
+from paceline.planning.busy_watch import BusyWatch, others_seconds, waited_seconds
 from paceline.planning.measurement_store import MeasurementStore
 from tests.planning.fake_measurer import idle_watch
 
@@ -39,11 +40,28 @@ def test_threads_that_waited_for_a_core_repeat_it():
     assert watch.repeated == 1
 
 
+def test_threads_that_waited_for_each_other_repeat_nothing():
+    waited, times = iter([0.0, 0.9, 0.9, 1.8]), iter([0.0, 1.0, 2.0, 3.0])
+    others = iter([7.0, 7.1, 7.1, 8.0])  # 0.1 s of the first measurement, 0.9 s of the second
+    watch = idle_watch(
+        waited=lambda: next(waited), others=lambda: next(others), clock=lambda: next(times)
+    )
+    assert run(watch, [5]) == 5
+    watch.hurried = lambda: True
+    assert run(watch, [6]) == 6
+    assert (watch.repeated, watch.busy) == (0, 1)
+
+
+def test_what_other_programs_took_is_a_time_or_unknown():
+    assert not math.isnan(others_seconds())
+
+
 def test_the_best_of_three_is_kept_where_it_stays_busy():
     said = []
     watch = BusyWatch(
         probe=lambda: 1.0,
         waited=iter(range(100)).__next__,
+        others=lambda: float("inf"),
         clock=lambda: 0.0,
         pause=lambda seconds: None,
         say=said.append,

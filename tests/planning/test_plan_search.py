@@ -103,6 +103,15 @@ def test_measurements_are_kept_and_a_second_plan_makes_none(tmp_path):
     assert planner.search.lab.made == 0
 
 
+def test_drafters_are_measured_again_from_a_new_warm_start(tmp_path):
+    planned(tmp_path)
+    warm = FakeMeasurer()
+    warm.warm = "a trace"
+    planned(tmp_path, measurer=warm)
+    assert "drafts blend" in warm.calls
+    assert all(call.startswith("drafts") for call in warm.calls)
+
+
 def test_a_killed_plan_goes_on_where_it_was(tmp_path):
     class Killed(FakeMeasurer):
         def drafts(self, drafter, nodes=16):
@@ -214,8 +223,10 @@ STREAMED = Goal(memory=60_000_000, exact=True, loss=0.0)
 def test_weights_stream_where_they_do_not_fit_and_nothing_may_be_lost(tmp_path):
     result, planner = planned(tmp_path, STREAMED)
     chosen, calls = result.plan.chosen, planner.search.lab.measurer.calls
-    setup = chosen.setup
-    assert setup.weights_memory == planner.search.streamed.weights_memory(setup.budget)
+    setup, streamed = chosen.setup, planner.search.streamed
+    facts = streamed.deep[setup.drafter]
+    assert setup.weights_memory == streamed.weights_memory(setup.budget, facts)
+    assert setup.weights_memory > streamed.weights_memory(setup.budget)  # this drafter is small
     assert {f"streamed {planner.search.streamed.weights_memory(n)}" for n in (16, 128)} <= {*calls}
     assert (chosen.exact, chosen.loss, chosen.memory <= 60_000_000) == (True, 0.0, True)
     assert f"--weights-memory {setup.weights_memory}" in setup.command()

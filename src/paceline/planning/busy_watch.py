@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,17 +45,36 @@ def waited_seconds() -> float:
     return total / 1e9
 
 
+def others_seconds() -> float:
+    """Return the seconds of all cores that other programs have taken so far.
+
+    Infinite where the system does not tell. The first line of /proc/stat: user, nice, system, idle,
+    iowait, irq, softirq, steal in clock ticks (Linux, Documentation/filesystems/proc.rst).
+    """
+    try:
+        words = Path("/proc/stat").read_text().partition("\n")[0].split()
+        user, nice, system, _, _, irq, softirq, steal = map(int, words[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+        own = os.times()
+        seconds = ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    except (OSError, ValueError, IndexError):
+        return float("inf")
+    return seconds if ticks else float("inf")
+
+
 @dataclass
 class BusyWatch:
     """Tells whether other programs ran during a measurement, and repeats it.
 
-    Threads that could run and waited for a core tell of other programs. Where the system does not
-    count that, and for what slows memory down, a probe before and after a measurement is compared
-    with the fastest one so far.
+    Threads that could run and waited for a core tell of other programs, as far as these ran: with
+    more threads than cores, as where weights stream from disk, a program waits for itself. Where
+    the system does not count that, and for what slows memory down, a probe before and after a
+    measurement is compared with the fastest one so far.
 
     Attributes:
         probe: returns the seconds of the probe.
         waited: returns the seconds that threads have waited for a core so far.
+        others: returns the seconds that other programs have taken cores so far.
         clock: seconds.
         pause: waits for so many seconds.
         say: is given a line for the user.
@@ -65,6 +86,7 @@ class BusyWatch:
 
     probe: Callable[[], float] = probe_seconds
     waited: Callable[[], float] = waited_seconds
+    others: Callable[[], float] = others_seconds
     clock: Callable[[], float] = perf_counter
     pause: Callable[[float], None] = sleep
     say: Callable[[str], None] = lambda line: None
@@ -102,9 +124,12 @@ class BusyWatch:
 
     def _watched(self, measure: Callable[[], T]) -> tuple[T, str | None]:
         """Return a measurement, and why the machine counted as busy; None if it did not."""
-        before, waited, start = self._probe(), self.waited(), self.clock()
+        before, start = self._probe(), self.clock()
+        waited, others = self.waited(), self.others()
         result = measure()
         lost, seconds = self.waited() - waited, self.clock() - start
+        if math.isfinite(others):
+            lost = min(lost, self.others() - others)
         slower = max(before, self._probe()) / self.fastest
         if lost > _WAITED * seconds + _SPARE:
             return result, f"other programs kept this one waiting for {lost:.1f} s"

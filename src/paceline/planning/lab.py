@@ -103,9 +103,10 @@ class Lab:
             nodes: largest budget.
         """
         deep = () if nodes == MAX_NODES else (nodes,)
+        warm = self.measurer.warm_start()
         return self._ask(
             "drafts",
-            (drafter, *deep, *self.question),
+            (drafter, *deep, *((warm,) if warm else ()), *self.question),
             f"{drafter} with {nodes} nodes" if deep else drafter,
             DraftFacts.parse,
             lambda: self.measurer.drafts(drafter, nodes),

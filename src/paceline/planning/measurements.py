@@ -21,6 +21,10 @@ class Measuring(Protocol):
         """Refuse a checkpoint with other tokens than the model's."""
         ...
 
+    def warm_start(self) -> str:
+        """Return what identifies the recorded texts from which drafters start; empty: none."""
+        ...
+
     def bandwidth(self) -> float:
         """Return the memory bandwidth in bytes a second."""
         ...

@@ -28,6 +28,7 @@ from paceline.measuring.quality import score_window, text_windows
 from paceline.measuring.recording import RecordingFixedBudget
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
+from paceline.models.trace import trace_path
 from paceline.planning.decoded_loss import decoded_nats
 from paceline.planning.draft_gains import gains, tree_sizes
 from paceline.planning.measured_facts import (
@@ -124,6 +125,14 @@ class EngineMeasurer:
                 f"{other.name} has other tokens than {self.model.name}, so that their losses "
                 "cannot be compared; name checkpoints of one base"
             )
+
+    def warm_start(self) -> str:
+        """Return what identifies the texts that `paceline warm` recorded; empty: none."""
+        try:
+            facts = trace_path(self.model).stat()
+        except OSError:
+            return ""
+        return f"{facts.st_size} bytes of {facts.st_mtime_ns}"
 
     def bandwidth(self) -> float:
         """Return the memory bandwidth in bytes a second."""

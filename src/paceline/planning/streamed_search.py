@@ -21,7 +21,8 @@ from paceline.planning.setups import Goal, Setup
 _BUDGETS = (4, 8, 16, 32, 64, 128)  # nodes beyond the root
 _DEEP_DRAFTERS = 3  # whose acceptance in large trees is measured
 _WORTH = 3.0  # plain passes that a pass with the largest trees may take
-_DRAFTER_BYTES = 16_000_000  # of what a drafter has learnt
+_DRAFTER_BYTES = 16_000_000  # of what a drafter has learnt, until it is measured
+_LEARNT, _MIN_LEARNT = 2, 4_000_000  # times what is measured, as it goes on learning; at least
 
 
 @dataclass
@@ -49,11 +50,14 @@ class StreamedSearch:
     _measured: dict[int, EngineFacts] = field(default_factory=dict)  # by budget
     _base: int = 0  # budget of which all others are estimated
 
-    def weights_memory(self, nodes: int = MAX_NODES) -> int | None:
+    def weights_memory(
+        self, nodes: int = MAX_NODES, drafts: DraftFacts | None = None
+    ) -> int | None:
         """Return the bytes that the goal leaves for weights; None where all fit, or none.
 
         Args:
             nodes: of a tree beyond its root; 0: nothing is drafted.
+            drafts: of the drafter; None allows for a large one.
         """
         source, goal = self.source, self.goal
         if goal.memory is None:
@@ -61,9 +65,17 @@ class StreamedSearch:
         rows = self.prompts.context(goal) + nodes + 1
         rest = goal.users * -(-rows // PAGE) * source.page_bytes["fp32"]
         rest += 2 * goal.users * (nodes + 1) * source.vocab_size * 4  # logits
-        rest += _DRAFTER_BYTES if nodes else 0
+        rest += self._drafter_bytes(drafts) if nodes else 0
         left = goal.memory - rest
         return left if 0 < left < source.stored_bytes else None
+
+    def _drafter_bytes(self, drafts: DraftFacts | None) -> int:
+        """Return the memory that a drafter may take."""
+        if drafts is None:
+            return _DRAFTER_BYTES
+        pages = self.goal.users * -(-self.prompts.context(self.goal) // PAGE)
+        learnt = max(_LEARNT * drafts.state_bytes, _MIN_LEARNT)
+        return learnt + drafts.model_bytes + pages * drafts.page_bytes
 
     @property
     def possible(self) -> bool:
@@ -139,7 +151,7 @@ class StreamedSearch:
             facts = self.deep.get(name) or drafts.get(name, NO_DRAFTS)
             budgets = [0] if name == PLAIN else [n for n in _BUDGETS if n <= facts.budget]
             for nodes in budgets:
-                weights = self.weights_memory(nodes)
+                weights = self.weights_memory(nodes, facts)
                 if weights is not None and nodes <= self.largest:
                     setup = Setup(
                         self.source.path, drafter=name, budget=nodes, weights_memory=weights
@@ -157,6 +169,4 @@ class StreamedSearch:
         return True
 
     def _facts(self, nodes: int, weights: int) -> EngineFacts:
-        if nodes in self._measured:
-            return self._measured[nodes]
-        return self._measured[self._base].with_weights(weights)
+        return self._measured.get(nodes, self._measured[self._base]).with_weights(weights)
