@@ -72,6 +72,9 @@ class Side(StrEnum):
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
     STREAMED_WEIGHTS = "layers that stream from disk"
+    PIPELINE = "layers on several nodes"
+    SEVERAL_MODELS = "several models as one"
+    NESTED_MEMORY = "a memory that a nested checkpoint is cut to"
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,25 @@ RULES = (
         S.STREAMED_WEIGHTS,
         "its passes need all weights on the device",
         "take the native engine, or leave weights_memory out",
+    ),
+    Rule(
+        S.STATIC,
+        S.PIPELINE,
+        "its passes are recorded over all layers",
+        "take the native engine, or leave pipeline out",
+    ),
+    Rule(
+        S.PATTERN,
+        S.PIPELINE,
+        "the pattern compares layers, which then lie on several nodes",
+        "leave pipeline or the pattern out",
+    ),
+    Rule(S.SEVERAL_MODELS, S.PIPELINE, "its nodes share the layers of one", "name one model"),
+    Rule(
+        S.NESTED_MEMORY,
+        S.PIPELINE,
+        "the memory is that of one process",
+        "leave memory or pipeline out",
     ),
     Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(

@@ -61,7 +61,7 @@ SHARED = {
 # fmt: off
 NOT_YET = (
     14, 21, 25, 38, 41, 48, 56, 63, 96, 97, 99, 100, 102, 103, 115, 116, 120, 123, 129,
-    133, 139, 153, 158, 166, 176, 182, 183, 190, 192,
+    133, 139, 153, 166, 176, 182, 183, 190, 192,
     203, 204, 211, 214, 217, 228, 230, 231, 238, 239, 241, 244, 249, 250,
     257, 269, 274, 278, 290, 293, 294, 296, 297, 299,
     323, 332, 346, 352, 383, 390, 398, 417, 420, 428, 433, 437, 448,
@@ -243,6 +243,13 @@ FEATURES = (
         "src/paceline/serving/cluster/router.py",
     ),
     # Preparing and measuring
+    Feature(
+        "pipeline",
+        "Divide the layers of a model among machines; a lost one's cache is computed again.",
+        "src/paceline/engines/pipeline/engine.py",
+        (158,),
+        {158: "its nodes serve one process: no swarm of strangers, and hidden states stay float32"},
+    ),
     Feature(
         "search for sampling settings",
         "Find temperature, top-p, number and length of answers within a budget of tokens "

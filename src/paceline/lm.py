@@ -26,6 +26,8 @@ from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.engines.page_store import DEFAULT_LIMIT, PageStore, cache_identity
+from paceline.engines.pipeline import PipelineEngine
+from paceline.engines.pipeline.settings import Pipeline
 from paceline.errors import MethodError, RequestError, unknown
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
@@ -84,6 +86,9 @@ class LM:
             the native engine. Layers beyond it stream from a file in the cache folder in every
             pass, which makes plain decoding as slow as the disk, and large draft trees nearly free;
             outputs do not change. None keeps all in memory.
+        pipeline: number of nodes that the layers are divided among, this process included, or a
+            `Pipeline`: passes go from node to node, and outputs do not change. With a number the
+            others are processes on this machine. None: all layers are here.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
         rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained
@@ -132,6 +137,7 @@ class LM:
         kv_format: str = "auto",
         memory: int | str | None = None,
         weights_memory: int | str | None = None,
+        pipeline: int | Pipeline | None = None,
         attention: str | Pattern | None = None,
         kv_policy: str | Policy | None = None,
         rope: str | None = None,
@@ -167,6 +173,7 @@ class LM:
             kv_format=kv_format,
             memory=memory,
             weights_memory=weights_memory,
+            pipeline=pipeline,
             attention=attention,
             rope=rope,
         )
@@ -479,6 +486,8 @@ class LM:
         Later calls raise a RequestError. To close twice is harmless. A generation that is under
         way keeps what it needs until it is dropped.
         """
+        if isinstance(engine := self.__dict__.get("engine"), PipelineEngine):
+            engine.close()
         self.__dict__.clear()
 
     def __enter__(self) -> Self:

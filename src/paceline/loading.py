@@ -12,11 +12,14 @@ from typing import NamedTuple
 from paceline import registry
 from paceline.arguments import check_integer, check_size, check_text, described, wrong
 from paceline.attention.base import Pattern
+from paceline.compatibility import Side, check
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
 from paceline.engines.factory import open_nested
+from paceline.engines.pipeline.opening import open_pipeline
+from paceline.engines.pipeline.settings import Pipeline
 from paceline.errors import ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.extension import extend_context
@@ -51,6 +54,7 @@ def open_model(
     attention: str | Pattern | None = None,
     rope: str | None = None,
     weights_memory: int | str | None = None,
+    pipeline: int | Pipeline | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, or several as an ensemble, with the arguments of `LM`.
 
@@ -75,12 +79,27 @@ def open_model(
             f"{which} is that of one checkpoint, and {len(parts)} are named; leave it out, or name "
             "one"
         )
+    nodes = None if pipeline is None else _nodes(pipeline, pattern, len(parts), size is not None)
     models = [load(part, size) for part, _ in parts]
     open_one = open_engine if size is None else open_nested
     if rope is not None:
         check_text("rope", rope)
         models = [replace(each, config=extend_context(each.config, rope)) for each in models]
     with _opening_tokenizers(models):
+        if nodes is not None:
+            split = open_pipeline(
+                models[0],
+                parts[0][0],
+                nodes,
+                engine,
+                threads=threads,
+                device=device,
+                weight_format=weight_format,
+                kv_format=kv_format,
+                weights_memory=budget,
+                rope=rope,
+            )
+            return LoadedModel(models[0], split, known_trace(models[0], split.config.vocab_size))
         engines = [
             open_one(
                 each,
@@ -100,6 +119,25 @@ def open_model(
         return LoadedModel(models[0], whole, None)
     [only] = engines
     return LoadedModel(models[0], only, known_trace(models[0], only.config.vocab_size))
+
+
+def _nodes(pipeline: int | Pipeline, pattern: Pattern | None, models: int, cut: bool) -> Pipeline:
+    """Return the nodes of a pipeline, if the model can be opened on them.
+
+    Raises:
+        RequestError, MethodError: it cannot.
+    """
+    if not isinstance(pipeline, Pipeline):
+        pipeline = Pipeline(check_integer("pipeline", pipeline))
+    sides = {Side.PIPELINE: f"pipeline={pipeline.nodes}"}
+    if pattern is not None:
+        sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
+    if models > 1:
+        sides[Side.SEVERAL_MODELS] = f"{models} models"
+    if cut:
+        sides[Side.NESTED_MEMORY] = "memory"
+    check(sides)
+    return pipeline
 
 
 def open_budget(budget: int | str, engine: Engine) -> Budget:

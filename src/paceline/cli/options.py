@@ -15,6 +15,7 @@ from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
+    from paceline.engines.pipeline.settings import Pipeline
     from paceline.lm import LM, RequestOptions
     from paceline.watermarks.base import Watermark as Mark
 
@@ -143,8 +144,14 @@ class EngineOptions:
         ),
     ] = None
 
-    def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
-        """Open a model in that engine."""
+    def open(
+        self,
+        model: str | None,
+        drafter: str = "plain",
+        budget: int | str = 16,
+        pipeline: Pipeline | None = None,
+    ) -> LM:
+        """Open a model in that engine, its layers on the nodes of a pipeline if there is one."""
         from paceline.lm import LM
 
         return LM(
@@ -158,6 +165,7 @@ class EngineOptions:
             kv_format=self.kv_format,
             memory=self.memory,
             weights_memory=self.weights_memory,
+            pipeline=pipeline,
             attention=self.attention,
             rope=self.rope,
             kv_policy=self.kv_policy,

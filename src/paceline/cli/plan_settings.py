@@ -21,7 +21,7 @@ _RUNNING = frozenset(
     {
         *("plan", "drafter", "budget", "engine", "format", "kv_format", "rope", "device"),
         *("threads", "weight_memory", "weights_memory", "attention", "kv_policy"),
-        *("kv_policy_choice", "prefix_cache_dir", "replicas", "ray"),
+        *("kv_policy_choice", "prefix_cache_dir", "replicas", "pipeline", "ray"),
     }
 )
 

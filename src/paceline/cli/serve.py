@@ -15,6 +15,7 @@ import typer
 from paceline.byte_sizes import Size
 from paceline.cli import options
 from paceline.cli.output import document, say
+from paceline.cli.pipeline import pipeline_of
 from paceline.cli.plan_settings import AUTO, planned_settings, tune_while_idle
 from paceline.cli.replicas import model_paths, scheme, serve_replicas
 from paceline.compatibility import Side, check
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from paceline.engines.pipeline.settings import Pipeline
     from paceline.lm import LM
     from paceline.serving.api.middleware import Rules
     from paceline.serving.api_keys import ApiKeys
@@ -58,12 +60,15 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     if settings.replicas is not None:
         _replicated(settings, keys)
         return
-    if settings.ray is not None:
-        raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
+    if settings.ray is not None and settings.pipeline is None:
+        raise RequestError(
+            "--ray is a cluster to run replicas or a pipeline on; give their number: --replicas or "
+            "--pipeline"
+        )
     tls = _tls(settings)
-    with _listening(settings.host, settings.port) as listener:
+    with _listening(settings.host, settings.port) as listener, pipeline_of(settings) as pipeline:
         with answering(listener, tls):
-            lm = _open(settings)
+            lm = _open(settings, pipeline)
             app, service = _app(lm, settings, _rules(settings, keys))
         if settings.warm:
             _warm_while_idle(service)
@@ -76,6 +81,8 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         _warn(settings, keys)
         log_to_stderr(settings.log_format)
         server.run([listener])
+        if pipeline is not None:
+            lm.close()
     if server.force_exit:
         raise typer.Exit(1)
 
@@ -104,7 +111,7 @@ def _tls(settings: ServerSettings) -> SSLContext | None:
     return server_context(settings.ssl_certfile, settings.ssl_keyfile)
 
 
-def _open(settings: ServerSettings) -> LM:
+def _open(settings: ServerSettings, pipeline: Pipeline | None = None) -> LM:
     chosen = options.EngineOptions(
         settings.engine,
         settings.device,
@@ -116,7 +123,8 @@ def _open(settings: ServerSettings) -> LM:
         attention=settings.attention,
         rope=settings.rope,
     )
-    lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+    budget = options.one_budget(settings.budget)
+    lm = chosen.open(settings.model, settings.drafter, budget, pipeline)
     if settings.prefix_cache_dir is not None:
         lm.store_prefixes(settings.prefix_cache_dir, settings.prefix_cache_bytes)
     from paceline.documents.chunk_cache import DEFAULT_MEMORY
@@ -332,7 +340,7 @@ _PANELS = {
         "log_prompts",
         "log_format",
     ),
-    "Cluster": ("replicas", "ray"),
+    "Cluster": ("replicas", "pipeline", "ray"),
 }  # of settings in --help; others are in the first panel
 
 

@@ -9,6 +9,7 @@ from paceline.compatibility import Side, check
 from paceline.engines.base import Engine
 from paceline.engines.collaborators import AttentionPattern
 from paceline.engines.kv_formats import GROUPED_KV
+from paceline.engines.part import Part
 from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested, RoundedInputs
 
@@ -46,6 +47,7 @@ def open_engine(
     kv_limit: int | None = None,
     pattern: AttentionPattern | None = None,
     weights_memory: int | None = None,
+    part: Part | None = None,
 ) -> Engine:
     """Open an engine and load the model's weights into it.
 
@@ -63,6 +65,7 @@ def open_engine(
         pattern: attention pattern; of the native engine one that chooses runs of positions.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
         weights_memory: most bytes of weights in memory, of the native engine; see `NativeEngine`.
+        part: layers that the engine runs, see `Engine.forward_part`; None: all.
 
     Raises:
         MethodError: the name is unknown, the engine has no such setting, or torch is missing.
@@ -80,6 +83,8 @@ def open_engine(
         static = name == "static"
         kind, called = (Side.STATIC, name) if static else (Side.REFERENCE, "reference")
         sides = {kind: f"the {called} engine"}
+        if part is not None:
+            sides[Side.PIPELINE] = "a pipeline"
         if threads is not None:
             sides[Side.THREADS] = f"threads={threads}"
         if kv_format != "auto" and (static or kv_format not in GROUPED_KV):
@@ -94,7 +99,7 @@ def open_engine(
         place = "cpu" if device is None else device
         if static:
             return _static(model, place, weight_format, kv_limit)
-        return _reference(model, place, weight_format, kv_format, kv_limit, pattern)
+        return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part)
     sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
         native = pattern.few_read or pattern.sparse_prefill
@@ -106,7 +111,7 @@ def open_engine(
         sides[Side.DEVICE] = f"device={device}"
     check(sides)
     kept = "fp32" if kv_format == "auto" else kv_format
-    return _native(model, threads, weight_format, kept, kv_limit, pattern, weights_memory)
+    return _native(model, threads, weight_format, kept, kv_limit, pattern, weights_memory, part)
 
 
 def open_nested(
@@ -160,6 +165,7 @@ def _reference(
     kv_format: str,
     kv_limit: int | None,
     pattern: AttentionPattern | None,
+    part: Part | None,
 ) -> Engine:
     dtype = _torch_dtype("reference", weight_format, KEPT)
     from paceline.engines.reference import ReferenceEngine
@@ -173,6 +179,7 @@ def _reference(
         pattern=pattern,
         stored=weight_format == KEPT,
         kv_format=kv_format,
+        part=part,
     )
 
 
@@ -208,6 +215,7 @@ def _native(
     kv_limit: int | None,
     pattern: AttentionPattern | None,
     weights_memory: int | None,
+    part: Part | None,
 ) -> Engine:
     from paceline.engines.formats import NotTernaryError, split_activations, with_activations
     from paceline.engines.native import NativeEngine
@@ -229,6 +237,7 @@ def _native(
             kv_limit=kv_limit,
             pattern=pattern,
             weights_memory=weights_memory,
+            part=part,
         )
 
     if weight_format != "auto":
@@ -236,6 +245,7 @@ def _native(
     if model.config.family == "bitnet":
         stored = set(model.weights.formats())
         kept = STORED.get(stored.pop(), "fp32") if len(stored) == 1 else "fp32"
-        with suppress(NotTernaryError):
+        # Parts must not decide apart from each other, so that there a layer that is not is refused.
+        with suppress(*((NotTernaryError,) if part is None else ())):
             return load(f"ternary:head={kept}")
     return load("auto")

@@ -51,7 +51,16 @@ class Part:
         return f"layers {self.first} to {self.last - 1}"
 
     def config(self, config: ModelConfig) -> ModelConfig:
-        """Return the shape of the part, from that of the whole model."""
+        """Return the shape of the part, from that of the whole model.
+
+        Raises:
+            ModelError: the model has another number of layers.
+        """
+        if len(config.layers) != self.layers:
+            raise ModelError(
+                f"{self} of {self.layers} were asked for, and the model has {len(config.layers)}; "
+                "copy the same checkpoint to every node"
+            )
         return replace(config, layers=config.layers[self.first : self.last])
 
     def weights(

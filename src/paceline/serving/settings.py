@@ -212,8 +212,21 @@ class ServerSettings:
     replicas: Annotated[
         int | None, SettingInfo("Engines on a Ray cluster, all behind this address.", 1, 4096)
     ] = None
+    pipeline: Annotated[
+        int | None,
+        SettingInfo(
+            "Nodes that share the layers of the model, this process included: the others lie on a "
+            "Ray cluster (--ray), or are processes here.",
+            2,
+            64,
+        ),
+    ] = None
     ray: Annotated[
-        str | None, SettingInfo("Address of the Ray cluster. Default: one is started here.")
+        str | None,
+        SettingInfo(
+            "Address of the Ray cluster of replicas or a pipeline. Default: replicas start one "
+            "here."
+        ),
     ] = None
     keys: Annotated[
         tuple[str, ...],
@@ -267,6 +280,12 @@ class ServerSettings:
         if self.plan is not None and self.replicas is not None:
             raise RequestError(
                 "a plan is of one machine, and replicas run on several; leave out plan or replicas"
+            )
+        if self.pipeline is not None and (self.replicas is not None or self.plan is not None):
+            other = "plan" if self.replicas is None else "replicas"
+            raise RequestError(
+                f"pipeline divides one model among nodes, which {other} does not know; leave out "
+                f"pipeline or {other}"
             )
         if self.weight_memory is not None:
             parse_memory("weight_memory", self.weight_memory)

@@ -71,9 +71,9 @@ class PipelineEngine(EngineWrapper):
         self._dropped: deque[int] = deque()  # keys of sequences that nobody holds any more
         self._sequences: WeakValueDictionary[int, PipelineSequence] = WeakValueDictionary()
         self._stages: list[Stage] = []
-        self._closing = finalize(self, nodes.close)
+        self._closing = finalize(self, _close, nodes, self._stages)
         try:
-            self._stages = _started(nodes, range(stages))
+            self._stages += _started(nodes, range(stages))
         except BaseException:
             self._closing()
             raise
@@ -273,6 +273,12 @@ class PipelineEngine(EngineWrapper):
             self._stages[index] = stage
             self.replaced += 1
             rebuild(stage, index, [self._sequences[key] for key in sorted(self._sequences)])
+
+
+def _close(nodes: Nodes, stages: list[Stage]) -> None:
+    for stage in stages:
+        stage.close()
+    nodes.close()
 
 
 def _own(sequence: Cached) -> PipelineSequence:

@@ -1,0 +1,83 @@
+"""Nodes of a pipeline on a Ray cluster: actors, which connect to this process by themselves.
+
+Ray starts them, sees to their environment and finds a machine for a replacement. Hidden states
+travel over a socket of their own: a pass waits for each of them, and Ray's object store would add
+two copies and a look-up to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from paceline.engines.pipeline.remote import RemoteNodes
+from paceline.engines.pipeline.settings import StageSettings
+from paceline.errors import one_line
+
+
+class _Node:
+    """An actor that runs one node."""
+
+    def run(self, told: dict[str, Any]) -> None:
+        """Serve until the pipeline ends."""
+        from paceline.engines.pipeline.worker import run_node
+
+        run_node(told)
+
+
+_ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0)(_Node)
+
+
+class RayNodes(RemoteNodes):
+    """Starts each node as an actor, on the machine that holds the fewest of them.
+
+    Args:
+        settings: what they load.
+    """
+
+    def __init__(self, settings: StageSettings) -> None:
+        super().__init__(settings, ray.util.get_node_ip_address())
+        self._runs: dict[int, tuple[Any, Any, str]] = {}  # actor, its call, its machine
+
+    def launch(self, index: int, told: dict[str, Any]) -> None:
+        """Start an actor that calls `worker.run_node`."""
+        self._end(index)
+        machine = self._machine()
+        where = NodeAffinitySchedulingStrategy(machine, soft=True)
+        actor = _ACTOR.options(scheduling_strategy=where).remote()
+        self._runs[index] = actor, actor.run.remote(told), machine
+
+    def ended(self, index: int) -> str | None:
+        """Return why an actor has ended."""
+        _, call, _ = self._runs[index]
+        ready, _ = ray.wait([call], timeout=0)
+        if not ready:
+            return None
+        try:
+            ray.get(call)
+        except RayError as error:
+            return f"ended: {one_line(error)}"
+        return "ended"
+
+    def close(self) -> None:
+        """End all actors."""
+        super().close()
+        for index in list(self._runs):
+            self._end(index)
+
+    def _machine(self) -> str:
+        """Return the machine for one more node: another than this one, if there is one."""
+        here = str(ray.get_runtime_context().get_node_id())
+        alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+        able = [node for node in alive if node != here] or [here]
+        taken = Counter(machine for _, _, machine in self._runs.values())
+        return min(able, key=lambda node: (taken[node], node))
+
+    def _end(self, index: int) -> None:
+        run = self._runs.pop(index, None)
+        if run is not None and ray.is_initialized():
+            ray.kill(run[0])
