@@ -35,6 +35,9 @@ SMOKE = {
     "letters.py": SMALL + " --outputs 1 --dictionary {words}",
     "grammars.py": SMALL + " --schemas 8 --drafter blend",
     "head_screen.py": SMALL + " --drafter plain --tokens 4 --rounds 1",
+    "pipeline.py": SMALL
+    + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --hop 0.001 --count 1"
+    + " --tokens 6 --requests 3 --request-tokens 6 --kills 1",
     "streaming.py": SMALL
     + " --weights-memory 600KB --limit 2GB --prompts {models}/../data/spec-bench/question.jsonl"
     + " --count 1 --tokens 4 --megabytes 4 --batch 2",

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from paceline import LM
 from tests.conftest import shared
 
 OPENING = "Once upon a time"
@@ -202,3 +204,40 @@ def test_earlier_names_of_settings_are_understood(paceline, monkeypatch, tmp_pat
     assert "keep prefill_slowdown" in paceline("serve", "--config", file, "--show-config").err
     monkeypatch.setenv("PACELINE_SERVE_PREFIX_CACHE", "0.5")
     assert "keep the second" in paceline("serve", "--show-config").err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_layers_on_two_nodes_answer_as_one_machine_does_though_one_is_killed():
+    body = {"prompt": OPENING, "max_tokens": 60, "ignore_eos": True, "temperature": 1.0, "n": 4}
+    with LM(budget=0) as lm:
+        options = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 1.0}
+        expected = [lm.generate(OPENING, seed=seed, **options).text for seed in range(3, 7)]
+    with started("--pipeline", "2", "--drain", "600") as server:
+        said = next(line for line in server.stderr if "serving" in line)
+        log = []
+        reader = threading.Thread(target=lambda: log.extend(server.stderr))
+        reader.start()
+        address = re.search(r"http://\S+", said)[0]
+        nodes = set()
+        for killed in (False, True):
+            children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+            nodes |= set(children)
+            with httpx.stream(
+                "POST",
+                f"{address}/v1/completions",
+                json=body | {"seed": 3, "stream": True},
+                timeout=120,
+            ) as stream:
+                texts = [""] * 4
+                for line in filter(None, stream.iter_lines()):
+                    if killed and children:
+                        os.kill(int(children.pop()), signal.SIGKILL)
+                    if line != "data: [DONE]":
+                        [choice] = json.loads(line[6:])["choices"]
+                        texts[choice["index"]] += choice["text"]
+            assert texts == expected
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 0
+        reader.join()
+    assert len(nodes) == 1
+    assert not any(Path(f"/proc/{node}").exists() for node in nodes), log

@@ -12,7 +12,9 @@ import httpx2 as httpx
 import pytest
 
 from paceline import LM
+from paceline.cli.pipeline import pipeline_of
 from paceline.measuring.load.client import ServerAddress, request
+from paceline.serving.settings import ServerSettings
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'paceline[ray]'")
 
@@ -82,6 +84,18 @@ def test_a_batch_outlives_a_node(nodes, lm, tmp_path):
         else:
             text = row["response"]["body"]["choices"][0]["text"]
             assert text == expected(lm, number - 1)
+
+
+def test_a_pipeline_outlives_a_node(nodes, lm):
+    other = nodes.add_node(**nodes.small)
+    options = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+    wanted = lm.generate(BODY["prompt"], **options).tokens
+    settings = ServerSettings(pipeline=2, ray=nodes.address)
+    with pipeline_of(settings) as pipeline, LM(pipeline=pipeline, threads=1) as split:
+        assert split.generate(BODY["prompt"], **options).tokens == wanted
+        kill(nodes, other)
+        assert split.generate(BODY["prompt"], **options).tokens == wanted
+        assert split.engine.replaced == 1
 
 
 def test_a_server_outlives_a_node(nodes, lm):

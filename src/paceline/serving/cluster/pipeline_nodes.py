@@ -7,6 +7,7 @@ two copies and a look-up to it.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -28,8 +29,12 @@ class _Node:
 
         run_node(told)
 
+    def process(self) -> int:
+        """Return the id of its process, on its machine."""
+        return os.getpid()
 
-_ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0)(_Node)
+
+_ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(_Node)
 
 
 class RayNodes(RemoteNodes):
@@ -62,6 +67,10 @@ class RayNodes(RemoteNodes):
         except RayError as error:
             return f"ended: {one_line(error)}"
         return "ended"
+
+    def process(self, index: int) -> int:
+        """Return the id of a node's process, on its machine."""
+        return int(ray.get(self._runs[index][0].process.remote()))
 
     def close(self) -> None:
         """End all actors."""
