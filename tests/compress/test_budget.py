@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.compress.allocate.base import Problem
-from paceline.compress.allocate.evopress import EvoPress, mutate
+from paceline.compress.allocate.base import Problem, mutate
+from paceline.compress.allocate.evopress import EvoPress
 from paceline.compress.budget.level_loss import LevelLoss
 from paceline.compress.budget.level_recipes import level_recipes
 from paceline.compress.budget.level_store import LevelStore

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.compress.allocate.base import Allocation, Allocator, Problem
+from paceline.compress.allocate.base import Allocation, Allocator, Judge, Problem, mutate
 from paceline.core import Exactness
 from paceline.registry import Source, allocators, check_range
 
@@ -47,7 +47,6 @@ class EvoPress(Allocator):
         "every generation sees the same texts, so that losses are kept",
     )
     catalogue = (185,)
-    missing = {185: "dropping blocks"}
     examples = ("evopress", "evopress:generations=2,offspring=2,tokens=64,first_tokens=32")
 
     def __post_init__(self) -> None:
@@ -74,7 +73,7 @@ class EvoPress(Allocator):
 
     def search(self, problem: Problem, tick: Callable[[int], None]) -> Allocation:
         """See `Allocator`."""
-        judge = _Judge(problem, tick)
+        judge = Judge(problem, tick)
         starts = [problem.uniform(), *(problem.cheapest(each) for each in _SPREADS)]
         parent = judge.best(starts, self.tokens)
         for generation in range(self.generations):
@@ -86,49 +85,3 @@ class EvoPress(Allocator):
                 children = judge.ranked(children, self.first_tokens)[: self._survivors]
             parent = judge.best([parent, *children], self.tokens)
         return parent
-
-
-@dataclass
-class _Judge:
-    """Ranks allocations by their losses; of equal ones the first counts."""
-
-    problem: Problem
-    tick: Callable[[int], None]
-
-    def ranked(self, allocations: list[Allocation], tokens: int) -> list[Allocation]:
-        """Return allocations in the order of their losses, the smallest first."""
-        losses = []
-        for each in allocations:
-            losses.append(self.problem.loss(each, tokens))
-            self.tick(1)
-        return [allocations[at] for at in np.argsort(losses, kind="stable")]
-
-    def best(self, allocations: list[Allocation], tokens: int) -> Allocation:
-        """Return the allocation with the smallest loss."""
-        return self.ranked(allocations, tokens)[0]
-
-
-def mutate(problem: Problem, parent: Allocation, draws: np.random.Generator) -> Allocation:
-    """Return an allocation some of whose levels differ, and that fits the budget.
-
-    One to three matrices go a level up; others go down until all fit; what is left over lets others
-    go up again.
-    """
-    chosen = np.array(parent)
-    rows = np.arange(problem.matrices)
-    up = draws.permutation(np.flatnonzero(chosen + 1 < problem.levels))
-    for at in up[: min(draws.integers(1, 4), draws.integers(1, 4))]:
-        chosen[at] += 1
-    raised = chosen > np.array(parent)
-    while problem.sizes[rows, chosen].sum() > problem.budget:
-        lower = np.flatnonzero((chosen > 0) & ~raised)
-        if not len(lower):  # all others are at their lowest
-            lower = np.flatnonzero(chosen > 0)
-        chosen[draws.choice(lower)] -= 1
-    for at in draws.permutation(problem.matrices):
-        left = problem.budget - problem.sizes[rows, chosen].sum()
-        level = chosen[at] + 1
-        fits = level < problem.levels and problem.growth(at, level - 1) <= left
-        if fits and level <= parent[at] + 1:
-            chosen[at] = level
-    return tuple(chosen.tolist())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.compress.allocate.base import Allocation
+from paceline.compress.structure.base import kept_tensors
 from paceline.compress.whole_model import WholeModel, run_block
+from paceline.models.config import LayerConfig
 
+_BATCH, _RATE = 2, 5e-3  # of the training of norms and biases
 _KEPT = 2  # allocations whose states between blocks are kept
 
 
@@ -31,6 +34,7 @@ class LevelLoss:
     matrix: Callable[[int, str, int], Tensor]
     names: list[tuple[int, str]]
     _weights: list[dict[str, Tensor]] = field(init=False, repr=False)
+    _shapes: list[LayerConfig] = field(init=False, repr=False)
     _levels: list[int] = field(init=False, repr=False)
     _wanted: list[Tensor] = field(init=False, repr=False)  # log-probabilities of each text
     _runs: dict[int, list[tuple[float, Allocation, list[Tensor]]]] = field(
@@ -41,6 +45,7 @@ class LevelLoss:
         """Run the source once."""
         layers = range(len(self.source.config.layers))
         self._weights = [dict(self.source.layer(index)) for index in layers]
+        self._shapes = list(self.source.config.layers)
         self._levels = [-1] * len(self.names)
         with torch.no_grad():
             [*_, last] = self._run(len(self.source.texts), 0, [])
@@ -69,13 +74,42 @@ class LevelLoss:
         del runs[_KEPT:]
         return loss
 
+    def after_training(self, allocation: Allocation, tokens: int) -> float:
+        """Return the divergence after norms and biases were trained on so many tokens.
+
+        It is of texts that were held out; training begins at the levels each time.
+        """
+        from paceline.compress.reconstruct.recovery import Recovery, TrainedLayer
+
+        count, length = self.source.texts.shape
+        rows = min(max(2, -(-2 * tokens // length)), count)
+        self._set(allocation)
+        kept = [
+            (shape, weights)
+            for shape, weights in zip(self._shapes, self._weights, strict=True)
+            if shape.heads or shape.intermediate
+        ]
+        teacher = replace(self.source.in_memory, texts=self.source.texts[:rows])
+        generator = torch.Generator().manual_seed(0)
+        layers = [
+            TrainedLayer(kept_tensors(each, shape), "norms", 1, generator) for shape, each in kept
+        ]
+        recovery = Recovery(teacher.with_layers(kept), teacher, layers, _BATCH, False)
+        size = min(_BATCH, len(recovery.split.trained)) * length
+        recovery.train(max(1, round(tokens / size)), _RATE, None)
+        with torch.no_grad():
+            return recovery.error(recovery.trained_weights())
+
     def _set(self, allocation: Allocation) -> None:
         """Load the matrices whose levels changed."""
         for at, level in enumerate(allocation):
             if level != self._levels[at]:
-                index, name = self.names[at]
-                self._weights[index][name] = self.matrix(index, name, level)
+                self._load(*self.names[at], level)
                 self._levels[at] = level
+
+    def _load(self, index: int, name: str, level: int) -> None:
+        """Put a unit at a level into the model."""
+        self._weights[index][name] = self.matrix(index, name, level)
 
     def _common_blocks(self, one: Allocation, other: Allocation) -> int:
         """Return how many blocks, from the first on, two allocations have in common."""
@@ -95,6 +129,8 @@ class LevelLoss:
         states = known or [self.source.embed(self.source.texts[:rows])]
         config = self.source.config
         for index in range(first, len(config.layers)):
-            weights = self._weights[index]
-            states.append(run_block(config, config.layers[index], weights, states[-1]))
+            shape, x = self._shapes[index], states[-1]
+            if shape.heads or shape.intermediate:
+                x = run_block(config, shape, self._weights[index], x)
+            states.append(x)
         return states

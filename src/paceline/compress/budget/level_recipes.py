@@ -18,7 +18,7 @@ SPARSITIES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 BITS = (2, 3, 4, 5, 6, 8)
 
 
-def level_recipes(text: str, head: str = KEEP) -> tuple[Recipe, ...]:
+def level_recipes(text: str, head: str = KEEP, fewest: int = 2) -> tuple[Recipe, ...]:
     """Return the levels of a recipe, e.g. `wanda`, `gptq:group=32` or `wanda|sparsegpt+gptq`.
 
     A pruner without a pattern has levels of sparsity, a quantizer levels of bits, unless the recipe
@@ -28,16 +28,17 @@ def level_recipes(text: str, head: str = KEEP) -> tuple[Recipe, ...]:
     Args:
         text: recipes without transforms and tuners, which change whole blocks.
         head: recipe of embedding and head.
+        fewest: levels that a search needs.
 
     Raises:
-        MethodError: a recipe changes whole blocks, or there is one level only.
+        MethodError: a recipe changes whole blocks, or there are too few levels.
     """
     recipes: dict[str, Recipe] = {}
     for part in text.split("|"):
         for each in _variants(parse_recipe(part.strip(), head), _named_settings(part.strip())):
             with suppress(MethodError):  # widths that a method does not have
                 recipes[each] = parse_recipe(each, head)
-    if len(recipes) < 2:
+    if len(recipes) < fewest:
         raise MethodError(
             f"the recipe {text!r} has one level, so that there is nothing to search; name a pruner "
             "without a pattern, a quantizer of several widths, or several recipes with | between "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.compress.allocate.base import Allocation, Allocator, Problem
+from paceline.compress.allocate.base import Allocator, Problem
 from paceline.compress.base import MATRICES, Statistics
+from paceline.compress.budget.kept_losses import KeptLosses
 from paceline.compress.checkpoint import outer_bytes
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import Recipe
 from paceline.compress.work_folder import WorkFolder
-from paceline.models.formats.writer import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +40,7 @@ class Found:
         loss: divergence with the recipe that was found.
         evaluations: different allocations and numbers of tokens that were judged.
         tokens: that both losses are of.
+        more: further sentences for the card.
     """
 
     recipe: Recipe
@@ -48,6 +48,7 @@ class Found:
     loss: float
     evaluations: int
     tokens: int
+    more: str = ""
 
     @property
     def toml(self) -> str:
@@ -66,7 +67,7 @@ class Found:
         return (
             f"Searched in {self.evaluations} evaluations: on {self.tokens} tokens of calibration "
             f"texts the divergence from the source is {self.loss:.4f} nats a token, and "
-            f"{self.uniform:.4f} with the same level for all matrices."
+            f"{self.uniform:.4f} with the same level everywhere.{self.more}"
         )
 
 
@@ -117,13 +118,16 @@ class BudgetSearch(CompressionJob):
         sizes, prices = store.facts()
         chosen = _worthwhile(sizes, prices)
         fixed = outer_bytes(self.model, self.recipe) + self._vector_bytes()
-        pieces = _search_texts(texts, self.allocator.max_tokens)
-        judge = _KeptLosses(work.path, chosen, lambda: self._loss(store, names, pieces))
+        pieces = search_texts(texts, self.allocator.max_tokens)
+        judge = KeptLosses(
+            work.path, lambda at, level: chosen[level], lambda: self._loss(store, names, pieces)
+        )
         problem = Problem(
             sizes[:, chosen],
             prices[:, chosen],
             self.budget - fixed,
             judge.loss,
+            trained_loss=judge.trained_loss,
         )
         uniform = problem.uniform()
         found = self.allocator.search(problem, tick)
@@ -198,50 +202,6 @@ class BudgetSearch(CompressionJob):
         return replace(base, rules=rules)
 
 
-@dataclass
-class _KeptLosses:
-    """Losses of allocations, kept in a file.
-
-    Attributes:
-        folder: of the file.
-        chosen: the level of the store for each level of an allocation.
-        make: returns what measures a loss, when the first one is asked for that is not known.
-    """
-
-    folder: Path
-    chosen: list[int]
-    make: Callable[[], LevelLoss]
-    _known: dict[str, float] | None = None
-    _judge: LevelLoss | None = None
-
-    @property
-    def evaluations(self) -> int:
-        """Number of losses that are known."""
-        return len(self._losses)
-
-    def loss(self, allocation: Allocation, tokens: int) -> float:
-        """See `Problem.loss`."""
-        levels = [self.chosen[level] for level in allocation]
-        key = hashlib.sha256(json.dumps([tokens, levels]).encode()).hexdigest()[:24]
-        if key not in self._losses:
-            self._judge = self._judge or self.make()
-            self._losses[key] = self._judge(tuple(levels), tokens)
-            write_json(self._file, {"losses": self._losses})
-        return self._losses[key]
-
-    @property
-    def _losses(self) -> dict[str, float]:
-        if self._known is None:
-            self._known = {}
-            if self._file.is_file():
-                self._known = dict(json.loads(self._file.read_text())["losses"])
-        return self._known
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "losses.json"
-
-
 def _worthwhile(sizes: NDArray[np.int64], prices: NDArray[np.float64]) -> list[int]:
     """Return the levels, by size, that take more bytes of every matrix and promise less loss."""
     order = np.lexsort((prices.sum(0), sizes.sum(0)))
@@ -255,7 +215,7 @@ def _worthwhile(sizes: NDArray[np.int64], prices: NDArray[np.float64]) -> list[i
     return chosen
 
 
-def _search_texts(texts: Calibration, count: int) -> NDArray[np.int64]:
+def search_texts(texts: Calibration, count: int) -> NDArray[np.int64]:
     """Return pieces of the calibration texts with so many tokens, [B, T], some of every kind."""
     tokens = texts.tokens
     length = min(_TEXT, tokens.shape[1])

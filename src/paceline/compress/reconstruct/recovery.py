@@ -104,26 +104,27 @@ class Recovery:
         texts = self.student.texts
         self.split = TextSplit(len(texts), texts.shape[1], self.batch, self.seed)
 
-    def train(self, steps: int, rate: float, state: Path) -> None:
+    def train(self, steps: int, rate: float, state: Path | None) -> None:
         """Train, or go on from the state that an interrupted run kept.
 
         Args:
             steps: of Adam, whose rate falls to zero by a cosine.
             rate: at the beginning.
-            state: the file where the state is kept twice a minute.
+            state: the file where the state is kept twice a minute; None keeps none.
         """
         groups = [pair for layer in self.layers for pair in layer.groups()]
         descent = Descent(groups, steps, rate)
-        done = self._restore(descent, state)
+        done = 0 if state is None else self._restore(descent, state)
         kept = monotonic()
         for step, rows in enumerate(self.split.batches(steps)):
             if step < done:
                 continue
             descent.step_by(partial(self._backwards, rows))
-            if monotonic() - kept > _KEPT:
+            if state is not None and monotonic() - kept > _KEPT:
                 self._keep(descent, step + 1, state)
                 kept = monotonic()
-        self._keep(descent, steps, state)
+        if state is not None:
+            self._keep(descent, steps, state)
 
     def error(self, weights: Sequence[LayerWeights]) -> float:
         """Return the divergence of a student on the texts that are held out, in nats per token."""

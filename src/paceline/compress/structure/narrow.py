@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paceline.compress.structure.base import KeptLayer, Structure, StructureMethod
+from paceline.compress.structure.base import Structure, StructureMethod
 from paceline.compress.structure.widths.moments import Moments
-from paceline.compress.structure.widths.removal import Removal, refit, removal
+from paceline.compress.structure.widths.pruner import unit_size
+from paceline.compress.structure.widths.refitted import narrowed_layers, unit_inputs
+from paceline.compress.structure.widths.removal import removal
 from paceline.compress.structure.widths.sensitivity import output_sensitivities
-from paceline.compress.structure.widths.slicing import (
-    check_sliceable,
-    group_columns,
-    keep_channels,
-    keep_groups,
-)
-from paceline.compress.whole_model import WholeModel, run_frozen
+from paceline.compress.structure.widths.slicing import check_sliceable
+from paceline.compress.whole_model import WholeModel
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, structures
@@ -59,7 +56,7 @@ class Narrow(StructureMethod):
         "the time of a token follows, not by a table of latencies; no gradual training",
     )
     catalogue = (253,)
-    missing = {253: "bytes stand for the measured latency table; no search against it, no training"}
+    missing = {253: "weights stand for times, which the allocator ziplm takes; no gradual training"}
     examples = ("narrow:multiple=4,rows=2", "narrow:share=0.3,heads=false")
 
     def __post_init__(self) -> None:
@@ -79,8 +76,8 @@ class Narrow(StructureMethod):
                 f"{self.name}:share is {self.share}, which is more than {most} of this model; take "
                 f"less, or multiple below {self.multiple}"
             )
-        steps = {part.key: count for part, count in counts}
-        layers = list(self._narrowed(model, steps, sensitivities))
+        units = {part.key: count * self._together(part.key[1]) for part, count in counts}
+        layers = list(narrowed_layers(model, units, sensitivities))
         sizes = [layer.shape.intermediate for layer in layers]
         groups = [layer.shape.kv_heads for layer in layers]
         note = (
@@ -101,15 +98,16 @@ class Narrow(StructureMethod):
             for name, steps in self._steps(shape).items():
                 if steps < 1:
                     continue
-                unit, together, size = self._units(shape, name, weights)
+                together = self._together(name)
                 order = removal(
                     weights[name],
                     moments.moment(name),
                     sensitivities[index][name] / 2,
-                    unit,
+                    unit_inputs(shape, name),
                     steps * together,
                 )
-                yield _Part((index, name), order.costs[::together].tolist(), size * together)
+                size = unit_size(weights, shape, name) * together
+                yield _Part((index, name), order.costs[::together].tolist(), size)
 
     def _steps(self, shape: LayerConfig) -> dict[str, int]:
         """Return how many steps of removal each part of a layer allows."""
@@ -118,69 +116,9 @@ class Narrow(StructureMethod):
             steps["o"] = shape.kv_heads - 1
         return steps
 
-    def _units(
-        self, shape: LayerConfig, name: str, weights: Mapping[str, Tensor]
-    ) -> tuple[int, int, int]:
-        """Return inputs of a unit, units of a step, and the weights of a unit."""
-        hidden = len(weights[name])
-        if name == "down":
-            return 1, self.multiple, hidden * (2 + ("gate" in weights))
-        queries = shape.heads // shape.kv_heads * shape.head_dim
-        return queries, 1, hidden * 2 * (queries + shape.head_dim)
-
-    def _narrowed(
-        self,
-        model: WholeModel,
-        counts: Mapping[tuple[int, str], int],
-        sensitivities: Sequence[Mapping[str, Tensor]],
-    ) -> Iterator[KeptLayer]:
-        """Yield the narrower layers, each fitted on the outputs of those before it."""
-        x = model.embed(model.texts)
-        for index, shape in enumerate(model.config.layers):
-            tensors = dict(model.layer(index))
-            new: dict[str, Tensor] = {}
-            for name in ("o", "down"):  # attention first: the MLP sees what is left of it
-                steps = counts.get((index, name), 0)
-                if not steps:
-                    continue
-                weigh = sensitivities[index][name]
-                shape, made = self._fit(model, shape, tensors, x, name, steps, weigh)
-                tensors |= made
-                new |= made
-            x = run_frozen(model.config, shape, tensors, x)
-            yield KeptLayer(index, shape, new)
-
-    def _fit(
-        self,
-        model: WholeModel,
-        shape: LayerConfig,
-        tensors: Mapping[str, Tensor],
-        x: Tensor,
-        name: str,
-        steps: int,
-        weigh: Tensor,
-    ) -> tuple[LayerConfig, dict[str, Tensor]]:
-        """Return a layer without some inputs of `o` or `down`, the others refitted."""
-        import torch
-
-        moments = Moments()
-        run_frozen(model.config, shape, tensors, x, moments.tap())
-        moment, weight = moments.moment(name), tensors[name]
-        unit, together, _ = self._units(shape, name, tensors)
-        gone: Removal = removal(weight, moment, weigh, unit, steps * together)
-        stay = torch.ones(weight.shape[1] // unit, dtype=torch.bool)
-        stay[gone.order] = False
-        kept = stay.nonzero()[:, 0]
-        if name == "down":
-            columns = kept
-            shape, made = keep_channels(tensors, shape, kept)
-        else:
-            columns = group_columns(shape, kept)
-            shape, made = keep_groups(tensors, shape, kept)
-        made[name] = refit(
-            weight.double() @ moment[:, columns].double(), moment[columns][:, columns]
-        )
-        return shape, made
+    def _together(self, name: str) -> int:
+        """Return how many units a step removes."""
+        return self.multiple if name == "down" else 1
 
 
 @dataclass(frozen=True)
