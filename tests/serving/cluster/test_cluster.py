@@ -94,8 +94,9 @@ def test_a_pipeline_outlives_a_node(nodes, lm):
     with pipeline_of(settings) as pipeline, LM(pipeline=pipeline, threads=1) as split:
         assert split.generate(BODY["prompt"], **options).tokens == wanted
         kill(nodes, other)
+        until(lambda: split.engine._stages[0].lost)  # its process outlives its node for a while
         assert split.generate(BODY["prompt"], **options).tokens == wanted
-        assert split.engine.replaced == 1
+        assert split.engine.replaced >= 1
 
 
 def test_a_server_outlives_a_node(nodes, lm):

@@ -8,7 +8,9 @@ two copies and a look-up to it.
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -17,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from paceline.engines.pipeline.remote import RemoteNodes
 from paceline.engines.pipeline.settings import StageSettings
+from paceline.engines.pipeline.stage import Stage
 from paceline.errors import one_line
 
 
@@ -34,6 +37,8 @@ class _Node:
         return os.getpid()
 
 
+_ANSWER_SECONDS = 3.0
+_HERE = 1.5  # lost nodes of another machine from which this one is taken instead
 _ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(_Node)
 
 
@@ -47,6 +52,13 @@ class RayNodes(RemoteNodes):
     def __init__(self, settings: StageSettings) -> None:
         super().__init__(settings, ray.util.get_node_ip_address())
         self._runs: dict[int, tuple[Any, Any, str]] = {}  # actor, its call, its machine
+        self._lost: Counter[str] = Counter()  # nodes lost since the last start, by machine
+
+    def start(self, indices: Sequence[int]) -> list[Stage]:
+        """Start nodes; a machine that has lost some is avoided, as it may be gone."""
+        stages = super().start(indices)
+        self._lost.clear()
+        return stages
 
     def launch(self, index: int, told: dict[str, Any]) -> None:
         """Start an actor that calls `worker.run_node`."""
@@ -79,14 +91,32 @@ class RayNodes(RemoteNodes):
             self._end(index)
 
     def _machine(self) -> str:
-        """Return the machine for one more node: another than this one, if there is one."""
+        """Return the machine for one more node: another than this one, unless others lose them."""
         here = str(ray.get_runtime_context().get_node_id())
-        alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
-        able = [node for node in alive if node != here] or [here]
+        alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"] and _answers(node)]
         taken = Counter(machine for _, _, machine in self._runs.values())
-        return min(able, key=lambda node: (taken[node], node))
+
+        def load(machine: str) -> tuple[float, str]:
+            others = _HERE if machine == here else taken[machine] / (len(self._runs) + 1)
+            return self._lost[machine] + others, machine
+
+        return min(alive or [here], key=load)
 
     def _end(self, index: int) -> None:
         run = self._runs.pop(index, None)
-        if run is not None and ray.is_initialized():
-            ray.kill(run[0])
+        if run is None:
+            return
+        actor, _, machine = run
+        self._lost[machine] += 1
+        if ray.is_initialized():
+            ray.kill(actor)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Return whether a machine takes connections; Ray learns of its end some seconds later."""
+    address = str(node["NodeManagerAddress"]), int(node["NodeManagerPort"])
+    try:
+        socket.create_connection(address, _ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
