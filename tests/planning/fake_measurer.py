@@ -158,6 +158,8 @@ def a_planner(search, factors=None, verify=True):
     def opened(setup):
         speeds = {"auto": 90.0, "int8": 150.0, "int4": 250.0}
         speed = speeds.get(setup.format, 50.0) * (factors or {}).get(setup.format, 1.0)
+        if setup.weights_memory is not None:
+            speed = 10.0 * (1 + setup.budget / 128)
         runners.append(FakeRunner(setup, speed))
         return runners[-1]
 

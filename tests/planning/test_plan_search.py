@@ -1,5 +1,7 @@
 """Plans over a table of measurements: what is chosen, what is told, and what is not run."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from paceline.engines.kv_formats import GROUPED_KV
@@ -11,7 +13,7 @@ from paceline.planning.measured_facts import PromptFacts
 from paceline.planning.plan_document import notes, plan_document, plan_table
 from paceline.planning.plan_report import pareto, plan_page
 from paceline.planning.setups import Goal, Setup
-from tests.planning.fake_measurer import MODEL, FakeMeasurer, a_planner, a_search
+from tests.planning.fake_measurer import MODEL, FakeMeasurer, FakeRunner, a_planner, a_search
 
 
 def planned(folder, goal=None, measurer=None, factors=None, verify=True, **options):
@@ -146,6 +148,48 @@ def test_without_time_everything_is_predicted_and_only_the_exact_is_chosen(tmp_p
     assert "forecasts" in " ".join(notes(result))
     assert "go" in " ".join(notes(result))
     assert "no time" in result.left_out["blend"]
+
+
+def test_the_default_is_no_faster_than_plain_decoding_before_its_drafter_is_measured(tmp_path):
+    class Slow(FakeMeasurer):
+        def drafts(self, drafter, nodes=16):
+            if drafter != "plain":
+                raise RequestError("not yet")
+            return {**super().drafts(drafter, nodes), "overhead": 0.02}  # as long as a pass
+
+    result, _ = planned(tmp_path, measurer=Slow())
+    plain, default = (
+        next(each.forecast for each in result.candidates if each.setup == setup)
+        for setup in (Setup(MODEL, drafter="plain", budget=0), Setup(MODEL))
+    )
+    assert default.tokens_per_second == pytest.approx(plain.tokens_per_second)
+
+
+def test_setups_are_run_while_no_other_plan_measures(tmp_path):
+    search = a_search(tmp_path)
+    planner, held = a_planner(search), []
+
+    @contextmanager
+    def alone():
+        held.append(True)
+        yield
+        held.pop()
+
+    run = FakeRunner.run
+    planner.verification.alone = alone
+    opened = planner.verification.open
+
+    def watched(setup):
+        runner = opened(setup)
+        runner.run = lambda turn: (assert_held(), run(runner, turn))[1]
+        return runner
+
+    def assert_held():
+        assert held
+
+    planner.verification.open = watched
+    assert planner.run().verified
+    assert not held
 
 
 def test_when_time_ends_what_was_measured_is_used(tmp_path):

@@ -91,15 +91,18 @@ class MeasurementStore:
         known = self.known(name, key, parse)
         if known is not None:
             return known
-        with self._measuring():
+        with self.alone():
             known = self.known(name, key, parse)  # by whoever measured meanwhile
             if known is not None:
                 return known
             return cached_json(name, short_hash(key), make, parse, self.folder, renew=True)
 
     @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        """Hold the lock of measurements on this machine, where files can be locked."""
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of measurements on this machine, where files can be locked.
+
+        It must not be entered twice.
+        """
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             lock = self._lock.open("w")

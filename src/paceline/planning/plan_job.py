@@ -136,7 +136,13 @@ class PlanJob:
 
     def verification(self, rounds: int = 3) -> Verification:
         """Return what runs setups in turns."""
-        return Verification(self._open, self.lab.watch, self._start + self._seconds, rounds)
+        return Verification(
+            self._open,
+            self.lab.watch,
+            self._start + self._seconds,
+            rounds,
+            alone=self.lab.store.alone,
+        )
 
     def _open(self, setup: Setup) -> ModelRunner:
         self.measurer.close()  # its models are not needed beside those that are run

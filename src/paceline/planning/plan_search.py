@@ -244,7 +244,8 @@ class PlanSearch:
         ):  # the default, whose budget never drafts where it does not pay
             setup = Setup(source.path)
             engine = self.known.engines[source.path, STORED, None]
-            said = forecast(setup, engine, NO_DRAFTS, self.prompts, goal)
+            plain = drafts[PLAIN]
+            said = forecast(setup, engine, plain, self.prompts, goal, self.known.slowdown(plain))
             yield Candidate(setup, said, NO_LOSS, True, True, engine.predicted)
 
     def _drafted(

@@ -96,7 +96,7 @@ class Planner:
         confirmed = 0
         goal, default = self.search.goal, self._default(ranked)
         for each in ranked:
-            if len(found) > RIVALS or not each.fits(goal):
+            if len(found) > RIVALS + (default is None) or not each.fits(goal):
                 break
             if any(_same_kind(each.setup, other.setup) for other in found):
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic, perf_counter
@@ -127,6 +127,7 @@ class Verification:
         deadline: of `clock`; at least one round is run.
         rounds: to run.
         clock: seconds.
+        alone: holds the lock of measurements on this machine, during each round.
         failed: why a setup could not be run, by its title.
     """
 
@@ -135,6 +136,7 @@ class Verification:
     deadline: float
     rounds: int = 3
     clock: Callable[[], float] = monotonic
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
     failed: dict[str, str] = field(default_factory=dict)
     _times: list[dict[tuple[int, int], TurnTime]] = field(default_factory=list)
 
@@ -161,13 +163,13 @@ class Verification:
             for number in range(self.rounds):
                 if number and self.clock() >= self.deadline:
                     break
-                self._times.append(
-                    self.watch.run(
+                with self.alone():
+                    times = self.watch.run(
                         "the best setups",
                         lambda number=number: self._round(runners, number),  # type: ignore[misc]
                         _faster,
                     )
-                )
+                self._times.append(times)
         return [self._summary(arm, each) for arm, each in enumerate(opened)]
 
     def _round(
