@@ -197,6 +197,14 @@ class Planner:
         if within and smallest not in within:
             best = min(within, key=lambda each: each.forecast.memory)
             text += f", and within that loss {_described(best)}"
+        unknown = [each for each in possible if each.loss is None and not each.exact]
+        least = min(unknown, key=lambda each: each.forecast.memory, default=smallest)
+        if least.forecast.memory < smallest.forecast.memory:
+            size = _megabytes(least.forecast.memory)
+            text += (
+                f"; {least.setup.title} would take {size}, but its loss is not measured: the same "
+                "command with more --minutes goes on"
+            )
         return f"{text}; ask for more memory, more loss, a shorter context or fewer users"
 
 
