@@ -31,7 +31,7 @@ LAYERS = [
     ],
     ["models"],
     ["engines"],
-    ["attention", "compress", "control", "documents", "drafters", "kvcache", "watermarks"],
+    ["attention", "compress", "control", "documents", "drafters", "exits", "kvcache", "watermarks"],
     ["decoding", "training"],
     ["loading", "request_builder", "request_options", "scoring"],
     ["serving"],  # is handed an LM, and knows no more than its type
@@ -50,6 +50,7 @@ SHARED = {
     "strategy": {"base"},
     "watermark": {"base"},
     "attention pattern": {"base"},
+    "exit policy": {"base"},
     "pruner": {"base"},
     "quantizer": {"base"},
     "factorizer": {"base"},

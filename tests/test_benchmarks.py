@@ -27,6 +27,7 @@ SMOKE = {
     "shapes.py": "--shape tiny --contexts 16 --rounds 1 --threads 1",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "grouped.py": "--shape tiny --forms 3:32 4:64:zero --sizes 1 4 --rounds 1 --head-bits 6",
+    "exits.py": SMALL + " --text {words} --windows 2 --length 8 --exits calm skip_decode",
     "lookup.py": "--bits 2 3 --groups 32 --inputs 128 --megabytes 1 --rounds 1 --threads 1",
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",
     "peers.py": "--model {models}/stories260K --bits 16 --rounds 1 --prompt 16 --peer transformers",

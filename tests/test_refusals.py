@@ -105,6 +105,11 @@ TRIGGERS = {
     "documents-pattern": lambda: lm(engine="reference", attention="lm_infinite").generate(
         "Once", documents=["Lily"]
     ),
+    "documents-exits": lambda: lm(SMALL, engine="reference", exits="calm").generate(
+        "Once", documents=["Lily"]
+    ),
+    "native-exits": lambda: lm(SMALL, exits="calm"),
+    "static-exits": lambda: lm(SMALL, engine="static", exits="skip_decode"),
     "documents-search": lambda: search("beam", documents=["Lily"]),
     "documents-prompt-scores": lambda: completion_jobs(
         lm(), CompletionBody(prompt="Once", documents=["Lily"], prompt_logprobs=1), "a", "", LIMITS
@@ -182,6 +187,7 @@ TRIGGERS = {
     "reference-streamed-weights": lambda: lm(engine="reference", weights_memory="1MB"),
     "static-pipeline": lambda: lm(engine="static", pipeline=2),
     "pattern-pipeline": lambda: lm(attention="quest", pipeline=2),
+    "exits-pipeline": lambda: lm(engine="reference", exits="calm", pipeline=2),
     "several-models-pipeline": lambda: LM("a:weight=1+b:weight=1", pipeline=2),
     "nested-memory-pipeline": lambda: lm(memory="1MB", pipeline=2),
     "static-streamed-weights": lambda: lm(engine="static", weights_memory="1MB"),

@@ -71,6 +71,7 @@ class Side(StrEnum):
     LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
+    EXITS = "an exit policy"
     STREAMED_WEIGHTS = "layers that stream from disk"
     PIPELINE = "layers on several nodes"
     SEVERAL_MODELS = "several models as one"
@@ -165,6 +166,7 @@ RULES = (
         S.PATTERN,
         "the pattern chooses among positions, and documents are moved to theirs",
     ),
+    Rule(S.DOCUMENTS, S.EXITS, "prompts run all layers, and documents are read apart from them"),
     Rule(
         S.DOCUMENTS,
         S.SEARCH,
@@ -326,6 +328,7 @@ RULES = (
     ),
     Rule(S.NATIVE, S.DEVICE, "it runs on the CPU", "leave the device out"),
     Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
+    Rule(S.NATIVE, S.EXITS, "it runs a layer for all tokens of a pass", "add --engine reference"),
     Rule(
         S.REFERENCE,
         S.STREAMED_WEIGHTS,
@@ -350,6 +353,7 @@ RULES = (
         "the pattern compares layers, which then lie on several nodes",
         "leave pipeline or the pattern out",
     ),
+    Rule(S.EXITS, S.PIPELINE, "the policy counts layers, which then lie on several nodes"),
     Rule(S.SEVERAL_MODELS, S.PIPELINE, "its nodes share the layers of one", "name one model"),
     Rule(
         S.NESTED_MEMORY,
@@ -365,6 +369,7 @@ RULES = (
         "leave kv_format out, or take int4 or int3",
     ),
     Rule(S.STATIC, S.PATTERN, "its passes read all positions", "add --engine reference"),
+    Rule(S.STATIC, S.EXITS, "its passes run all layers", "add --engine reference"),
     Rule(S.STATIC, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(
         S.STATIC,

@@ -29,6 +29,7 @@ from paceline.engines.page_store import DEFAULT_LIMIT, PageStore, cache_identity
 from paceline.engines.pipeline import PipelineEngine
 from paceline.engines.pipeline.settings import Pipeline
 from paceline.errors import MethodError, RequestError, unknown
+from paceline.exits.base import ExitPolicy
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
 from paceline.models.vocabulary import Vocabulary
@@ -89,8 +90,9 @@ class LM:
         pipeline: number of nodes that the layers are divided among, this process included, or a
             `Pipeline`: passes go from node to node, and outputs do not change. With a number the
             others are processes on this machine. None: all layers are here.
-        attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
-            and of the reference engine only. None reads all.
+        attention: `NAME[:key=value,...]` or a `Pattern`: positions that are read; lossy. None: all.
+        exits: `NAME[:key=value,...]` or an `ExitPolicy`: which layers each token behind a prompt
+            runs; lossy, and of the reference engine only. None runs all.
         rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained
             context; see `paceline.models.extension.extend_context`.
         kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
@@ -139,6 +141,7 @@ class LM:
         weights_memory: int | str | None = None,
         pipeline: int | Pipeline | None = None,
         attention: str | Pattern | None = None,
+        exits: str | ExitPolicy | None = None,
         kv_policy: str | Policy | None = None,
         rope: str | None = None,
         prefix_cache_dir: str | Path | None = None,
@@ -175,6 +178,7 @@ class LM:
             weights_memory=weights_memory,
             pipeline=pipeline,
             attention=attention,
+            exits=exits,
             rope=rope,
         )
         self.model, self.engine = loaded.model, loaded.engine

@@ -21,6 +21,7 @@ from paceline.engines.factory import open_nested
 from paceline.engines.pipeline.opening import open_pipeline
 from paceline.engines.pipeline.settings import Pipeline
 from paceline.errors import ModelError, RequestError
+from paceline.exits.base import ExitPolicy
 from paceline.models import Model, load
 from paceline.models.extension import extend_context
 from paceline.models.nested import parse_memory
@@ -52,6 +53,7 @@ def open_model(
     kv_format: str,
     memory: int | str | None = None,
     attention: str | Pattern | None = None,
+    exits: str | ExitPolicy | None = None,
     rope: str | None = None,
     weights_memory: int | str | None = None,
     pipeline: int | Pipeline | None = None,
@@ -70,6 +72,9 @@ def open_model(
     pattern = registry.patterns.parse(attention) if isinstance(attention, str) else attention
     if pattern is not None and not isinstance(pattern, Pattern):
         raise wrong("attention", attention, "a name or a Pattern")
+    policy = registry.exits.parse(exits) if isinstance(exits, str) else exits
+    if policy is not None and not isinstance(policy, ExitPolicy):
+        raise wrong("exits", exits, "a name or an ExitPolicy")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
     size = None if memory is None else parse_memory("memory", memory)
     budget = None if weights_memory is None else check_size("weights_memory", weights_memory)
@@ -79,7 +84,9 @@ def open_model(
             f"{which} is that of one checkpoint, and {len(parts)} are named; leave it out, or name "
             "one"
         )
-    nodes = None if pipeline is None else _nodes(pipeline, pattern, len(parts), size is not None)
+    nodes = None
+    if pipeline is not None:
+        nodes = _nodes(pipeline, pattern, policy, len(parts), size is not None)
     models = [load(part, size) for part, _ in parts]
     open_one = open_engine if size is None else open_nested
     if rope is not None:
@@ -110,6 +117,7 @@ def open_model(
                 kv_format=kv_format,
                 pattern=pattern,
                 weights_memory=budget,
+                exits=policy,
             )
             for each in models
         ]
@@ -121,7 +129,13 @@ def open_model(
     return LoadedModel(models[0], only, known_trace(models[0], only.config.vocab_size))
 
 
-def _nodes(pipeline: int | Pipeline, pattern: Pattern | None, models: int, cut: bool) -> Pipeline:
+def _nodes(
+    pipeline: int | Pipeline,
+    pattern: Pattern | None,
+    exits: ExitPolicy | None,
+    models: int,
+    cut: bool,
+) -> Pipeline:
     """Return the nodes of a pipeline, if the model can be opened on them.
 
     Raises:
@@ -132,6 +146,8 @@ def _nodes(pipeline: int | Pipeline, pattern: Pattern | None, models: int, cut: 
     sides = {Side.PIPELINE: f"pipeline={pipeline.nodes}"}
     if pattern is not None:
         sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
+    if exits is not None:
+        sides[Side.EXITS] = f"the exit policy {exits.name}"
     if models > 1:
         sides[Side.SEVERAL_MODELS] = f"{models} models"
     if cut:

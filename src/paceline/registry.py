@@ -291,6 +291,7 @@ strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
 kv_policies = Registry("kv policy", "paceline.kvcache")
 patterns = Registry("attention pattern", "paceline.attention")
+exits = Registry("exit policy", "paceline.exits")
 pruners = Registry("pruner", "paceline.compress.prune")
 quantizers = Registry("quantizer", "paceline.compress.quantize")
 factorizers = Registry("factorizer", "paceline.compress.lowrank")
@@ -311,6 +312,7 @@ FAMILIES: dict[str, Registry] = {
         watermarks,
         kv_policies,
         patterns,
+        exits,
         pruners,
         quantizers,
         factorizers,

@@ -168,6 +168,7 @@ def _job(
     optional = {
         "sampling": dict(settings.sampling),
         "attention": engine.attention,
+        "exits": engine.exits,
         "kv_policy": engine.kv_policy,
         "rope": engine.rope,
         "memory": engine.memory,

@@ -120,6 +120,10 @@ class EvaluatedEngineOptions:
         str | None,
         typer.Option(help="Attention pattern of MODEL, NAME:key=value,...; lossy."),
     ] = None
+    exits: Annotated[
+        str | None,
+        typer.Option(help="Exit policy of MODEL, NAME:key=value,...; lossy."),
+    ] = None
 
     def open(self, model: str, generates: bool) -> LM:
         """Open the model that is evaluated."""
@@ -133,6 +137,7 @@ class EvaluatedEngineOptions:
             memory=self.memory,
             weights_memory=self.weights_memory,
             attention=self.attention,
+            exits=self.exits,
             rope=self.rope,
             kv_policy=self.kv_policy,
             engine=self.engine,

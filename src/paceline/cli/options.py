@@ -130,6 +130,13 @@ class EngineOptions:
             "are masks need --engine reference."
         ),
     ] = None
+    exits: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit policy, NAME:key=value,...: which layers each token runs; lossy. See "
+            "`paceline methods`; needs --engine reference."
+        ),
+    ] = None
     rope: Annotated[
         str | None,
         typer.Option(
@@ -167,6 +174,7 @@ class EngineOptions:
             weights_memory=self.weights_memory,
             pipeline=pipeline,
             attention=self.attention,
+            exits=self.exits,
             rope=self.rope,
             kv_policy=self.kv_policy,
         )

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.collaborators import AttentionPattern, PageLender
+from paceline.engines.collaborators import AttentionPattern, LayerExits, PageLender
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.part import Part
 from paceline.engines.screened import Logits
@@ -76,6 +76,7 @@ class Engine(ABC):
         part: layers that `forward_part` runs; None: the whole model.
         remote_layers: number of layers that other processes run, for whose answers a pass waits.
         pattern: which cached positions are read; None: all that the model's own windows show.
+        exits: which layers each token runs; None: all.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
@@ -99,6 +100,7 @@ class Engine(ABC):
     part: Part | None = None
     remote_layers: int = 0
     pattern: AttentionPattern | None = None
+    exits: LayerExits | None = None
     shared: PageLender | None = None
     threads: int | None = None
     device: str | None = None

@@ -1,4 +1,4 @@
-"""What an engine asks of others: who lends it memory, and what chooses the positions it reads."""
+"""What an engine asks of others: memory, which positions it reads, and which layers it runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.engines.base import Engine
+    from paceline.models.gated_block import BlockGate, ExitPass
 
 
 class PageLender(Protocol):
@@ -18,6 +19,16 @@ class PageLender(Protocol):
 
     def lend(self, engine: Engine, pages: int) -> bool:
         """Raise an engine's limit by up to `pages` pages; return whether by any."""
+        ...
+
+
+class LayerExits(Protocol):
+    """What an engine asks of `exits.base.ExitPolicy`."""
+
+    name: ClassVar[str]
+
+    def gate(self, nodes: ExitPass) -> BlockGate:
+        """Return what decides for the nodes of a pass; see `exits.base.ExitPolicy`."""
         ...
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side, check
 from paceline.engines.base import Engine
-from paceline.engines.collaborators import AttentionPattern
+from paceline.engines.collaborators import AttentionPattern, LayerExits
 from paceline.engines.kv_formats import GROUPED_KV
 from paceline.engines.part import Part
 from paceline.errors import MethodError, unknown
@@ -48,6 +49,7 @@ def open_engine(
     pattern: AttentionPattern | None = None,
     weights_memory: int | None = None,
     part: Part | None = None,
+    exits: LayerExits | None = None,
 ) -> Engine:
     """Open an engine and load the model's weights into it.
 
@@ -66,6 +68,7 @@ def open_engine(
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
         weights_memory: most bytes of weights in memory, of the native engine; see `NativeEngine`.
         part: layers that the engine runs, see `Engine.forward_part`; None: all.
+        exits: which layers each token runs, of the reference engine.
 
     Raises:
         MethodError: the name is unknown, the engine has no such setting, or torch is missing.
@@ -95,11 +98,13 @@ def open_engine(
             sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
         if weights_memory is not None:
             sides[Side.STREAMED_WEIGHTS] = "weights_memory"
+        if exits is not None:
+            sides[Side.EXITS] = f"the exit policy {exits.name}"
         check(sides)
         place = "cpu" if device is None else device
         if static:
             return _static(model, place, weight_format, kv_limit)
-        return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part)
+        return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part, exits)
     sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
         native = pattern.few_read or pattern.sparse_prefill
@@ -109,6 +114,8 @@ def open_engine(
             sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
     if device is not None:
         sides[Side.DEVICE] = f"device={device}"
+    if exits is not None:
+        sides[Side.EXITS] = f"the exit policy {exits.name}"
     check(sides)
     kept = "fp32" if kv_format == "auto" else kv_format
     return _native(model, threads, weight_format, kept, kv_limit, pattern, weights_memory, part)
@@ -124,6 +131,7 @@ def open_nested(
     kv_format: str,
     pattern: AttentionPattern | None,
     weights_memory: int | None = None,
+    exits: LayerExits | None = None,
 ) -> Engine:
     """Open a model whose nested matrices were cut to a memory, in an engine that stays within it.
 
@@ -155,6 +163,7 @@ def open_nested(
         kv_format=kv_format,
         pattern=pattern,
         weights_memory=weights_memory,
+        exits=exits,
     )
 
 
@@ -166,11 +175,14 @@ def _reference(
     kv_limit: int | None,
     pattern: AttentionPattern | None,
     part: Part | None,
+    exits: LayerExits | None,
 ) -> Engine:
     dtype = _torch_dtype("reference", weight_format, KEPT)
+    from paceline.engines.exiting import ExitingEngine
     from paceline.engines.reference import ReferenceEngine
 
-    return ReferenceEngine(
+    opened = ReferenceEngine if exits is None else partial(ExitingEngine, exits)
+    return opened(
         model.config,
         model.weights,
         device=device,

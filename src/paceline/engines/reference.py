@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -36,6 +37,7 @@ from paceline.engines.sparse_prefill import (
 )
 from paceline.engines.stored_layers import StoredLayers, multiplied
 from paceline.engines.surprisals import Surprisals
+from paceline.engines.torch_device import open_device
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
@@ -109,7 +111,7 @@ class ReferenceEngine(Engine):
         if pattern is not None:
             self._sparse_prefill = pattern.sparse_prefill
             self.abilities = self.abilities - WITHOUT_PATTERNS
-        self._device = _device(device)
+        self._device = open_device(device)
         self.device = str(self._device)
         self.dtype = dtype
         self.kv_format = next(name for name, known in DTYPES.items() if known == dtype)
@@ -522,7 +524,7 @@ class ReferenceEngine(Engine):
             tap = sequence.note if tracked else None
             if tracked and not layer.heads:
                 sequence.note_nothing(mask, layer.head_dim)
-            x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
+            x = self._block(index, x, hidden, rotation, cache, tap)
         if self.part is not None and not self.part.ends:
             return np.asarray(x[None].float().cpu().numpy(), np.float32)
         if not rows:
@@ -530,6 +532,10 @@ class ReferenceEngine(Engine):
         states = [blocks.final_state(state, config, outer) for state in [*states, x]]
         self._hidden.append(states[-1])
         return np.stack([self._logits(state, view) for state in states])
+
+    def _block(self, index: int, x: Tensor, *args: Any) -> Tensor:
+        """Run a layer over the nodes; see `blocks.block`."""
+        return blocks.block(x, self.config, self.config.layers[index], self._layers[index], *args)
 
     def _embed(self, tokens: Tokens, shares: Floats, positions: NDArray[np.int64]) -> Tensor:
         """Return the input [N, hidden] of the first layer, of tokens and weights [N, K]."""
@@ -592,16 +598,6 @@ class ReferenceEngine(Engine):
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MethodError(f"torch cannot use the device {name!r} here: {reason}") from None
-    return device
 
 
 def _own(sequence: Cached) -> ReferenceCache:

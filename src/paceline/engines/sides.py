@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def engine_sides(engine: Engine) -> dict[Side, str]:
-    """Return the attention pattern and the grouped cache of an engine, where it has them."""
+    """Return the attention pattern, exit policy and grouped cache that an engine has."""
     sides: dict[Side, str] = {}
     if engine.pattern is not None:
         sides[Side.PATTERN] = f"the attention pattern {engine.pattern.name}"
+    if engine.exits is not None:
+        sides[Side.EXITS] = f"the exit policy {engine.exits.name}"
     if engine.kv_format in GROUPED_KV:
         sides[Side.GROUPED_KV] = f"kv_format={engine.kv_format}"
     return sides

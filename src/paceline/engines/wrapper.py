@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows
-from paceline.engines.collaborators import AttentionPattern, PageLender
+from paceline.engines.collaborators import AttentionPattern, LayerExits, PageLender
 from paceline.engines.pages import Memory
 from paceline.engines.part import Part
 from paceline.engines.view import View
@@ -54,6 +54,11 @@ class EngineWrapper(Engine):
     def pattern(self) -> AttentionPattern | None:  # type: ignore[override]  # an attribute there
         """Attention pattern; see `Engine.pattern`."""
         return self.inner.pattern
+
+    @property
+    def exits(self) -> LayerExits | None:  # type: ignore[override]  # an attribute there
+        """Exit policy; see `Engine.exits`."""
+        return self.inner.exits
 
     @property
     def weight_bytes(self) -> int | None:  # type: ignore[override]  # an attribute there
