@@ -2,9 +2,11 @@
 # usage: bash benchmarks/gpu.sh split FILE... FOLDER   here: cuts weights into pieces of 60 MB
 #        bash benchmarks/gpu.sh join FOLDER OUT        there: joins them, by their sums
 #        bash benchmarks/gpu.sh run MODEL... [OPTIONS] there: measures, in less than ten minutes
+#        bash benchmarks/gpu.sh heads MODEL... [OPTIONS] there: trains heads, in nine minutes
 #
 # One run on a GPU, without a network: passes over trees as CUDA graphs, Spec-Bench with drafters
-# against plain decoding and a compiled loop, and proofs; see benchmarks/gpu/run.py for the options.
+# against plain decoding and a compiled loop, and proofs; see benchmarks/gpu/run.py for the options,
+# and benchmarks/gpu/train_heads.py for those of `heads`.
 # Needs a Python with torch for CUDA, and this checkout, with its native module in src/paceline or
 # installed. `run MODEL --device cpu --smoke` tries all parts in seconds without a GPU.
 set -euo pipefail
@@ -13,7 +15,9 @@ case "${1:-}" in
   split | join)
     exec python3 "$root/benchmarks/gpu/pieces.py" "$@"
     ;;
-  run)
+  run | heads)
+    script=run
+    [ "$1" = run ] || script=train_heads
     shift
     for module in "$root"/src/paceline/_native*.so; do
       [ ! -e "$module" ] || export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
@@ -24,7 +28,7 @@ case "${1:-}" in
         exit 2
       }
     done
-    exec python3 "$root/benchmarks/gpu/run.py" "$@"
+    exec python3 "$root/benchmarks/gpu/$script.py" "$@"
     ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from paceline import LM
+from paceline.core import TokenTree
 from paceline.models import load
 from paceline.models.export.gguf import GGUFExport
 from paceline.models.export.gguf_types import GGUFFormat
@@ -161,3 +164,43 @@ def test_pieces_are_joined_by_their_sums(tmp_path):
     (pieces / "a.gguf.001").unlink()
     assert "a.gguf.001 is missing" in run_gpu("join", pieces, out).stderr
     assert not (out / "a.gguf").exists()
+
+
+def test_the_training_of_heads_on_a_gpu_is_tried_on_the_cpu(tmp_path):
+    model = shared("models") / "stories260K"
+    words = ("--heads", "medusa:depth=2", "eagle:depth=2", "--out", tmp_path)
+    done = run_gpu("heads", model, "--device", "cpu", "--smoke", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = (tmp_path / "heads.md").read_text()
+    assert "`medusa:depth=2` | 4,096" in table
+    with LM(model, drafter="plain", budget=0) as plain:
+        whole = plain.generate("Once", max_new_tokens=24).tokens
+    for name in ("medusa", "eagle"):
+        with LM(model, drafter=f"head:path={tmp_path / 'stories260K' / name}", budget=4) as lm:
+            assert lm.generate("Once", max_new_tokens=24).tokens == whole
+
+
+def test_what_lanes_write_on_a_device_is_what_the_engine_predicts(monkeypatch):
+    """Tokens that lanes fed, hidden states and predictions, beside those of the native engine."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
+    from own_text import Lanes
+
+    model = load(shared("models") / "stories260K")
+    lanes = Lanes(model, [[1, 300, 301], [1, 310]], 2, 24, torch.device("cpu"))
+    record = lanes.write(40, lambda done: True)
+    assert record.text.max() > 0  # a lane began its next prompt
+    with LM(model.path, drafter="plain", budget=0) as lm:
+        for lane in range(2):
+            first = record.text[:, lane] == 0
+            ids = record.tokens[first, lane].numpy()
+            assert ids[:2].tolist() == [1, (300, 310)[lane]]
+            sequence = lm.engine.open()
+            logits = lm.engine.forward([(sequence, TokenTree.chain(ids))])
+            hidden = lm.engine.hidden()
+            lm.engine.release(sequence)
+            kept = record.hidden[first, lane].float().numpy()
+            np.testing.assert_allclose(kept, hidden, atol=0.05, rtol=0.02)  # bfloat16
+            assert (record.top_tokens[first, lane, 0].numpy() == logits.argmax(1)).mean() > 0.9
+            assert record.answer[first, lane].tolist() == [
+                place >= (2, 1)[lane] for place in range(len(ids))
+            ]

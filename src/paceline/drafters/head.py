@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.abilities import Ability
+from paceline.compatibility import check_needs
 from paceline.core import Exactness, Floats, Request, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
+from paceline.drafters.draft_model.exit_drafter import ExitDrafter
 from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
-from paceline.drafters.heads.base import ContextHead
+from paceline.drafters.heads.base import ContextHead, ExitHead
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.drafters.heads.base import HeadTarget, LoadedHead
+
+_LEVEL, _EXIT = 0.02, 0.4  # thresholds by default: of heads alone, and of passes of first layers
 
 
 @drafters.register("head", Exactness.EXACT)
@@ -48,7 +52,8 @@ class TrainedHead(DraftSettings):
         width: nodes expanded at each level. Default 4.
         depth: most levels; the head's own depth is a limit, too. Default 8.
         stop: `confidence`, `bandit` or `depth`, as of `model`.
-        threshold: of `confidence`. Default 0.02: a level costs little.
+        threshold: of `confidence`. Default 0.02: a level costs little; 0.4 where each level is a
+            pass of the first layers.
         rate: learning rate of the calibration. Default 0.02.
     """
 
@@ -57,7 +62,7 @@ class TrainedHead(DraftSettings):
 
     path: str
     vocabulary: int = 4096
-    threshold: float = 0.02
+    threshold: float = _LEVEL
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +82,15 @@ class TrainedHead(DraftSettings):
 
         about = head_target(model)
         loaded = load_head(Path(self.path), about)
-        return _TrainedHead(self, loaded, about, self._frequent(loaded.frequent, target))
+        frequent = self._frequent(loaded.frequent, target)
+        if not isinstance(loaded.head, ExitHead):
+            return _TrainedHead(self, loaded, about, frequent)
+        check_needs(
+            "a head behind the first layers", {Ability.LAYERS}, engine.name, engine.abilities
+        )
+        own = self.stop == "confidence" and self.threshold == _LEVEL
+        method = replace(self, threshold=_EXIT) if own else self
+        return ExitDrafter(method, engine, loaded.head, loaded.parameters, about, frequent)
 
     def _frequent(self, trained: Tokens, target: Target) -> FrequentTokens | None:
         """Return the tokens that may be proposed; None if these are all."""

@@ -61,19 +61,21 @@ class Positions:
         hidden: [T, D], the states behind its tokens.
         starts: int64 [P], tokens whose states the head is given.
         depth: tokens that it predicts.
+        lead: where its paths begin, see `Head`.
     """
 
     trace: Trace
     hidden: NDArray[np.float16]
     starts: NDArray[np.int64]
     depth: int
+    lead: int = 1
 
     def batch(self, chosen: NDArray[np.int64]) -> tuple[HeadBatch, NDArray[np.int64]]:
         """Return the batch of some positions [N], and the tokens [U] of its columns of logits."""
         import torch
 
         at = self.starts[chosen]
-        following = at[:, None] + 1 + np.arange(self.depth + 1)
+        following = at[:, None] + self.lead + np.arange(self.depth + 1)
         tokens = self.trace.tokens[following].astype(np.int64)
         rows = following[:, :-1]
         likeliest = self.trace.top_tokens[rows].astype(np.int64)

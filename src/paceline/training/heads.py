@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paceline.abilities import Ability
+from paceline.compatibility import check_needs
+from paceline.drafters.draft_model.exit_drafter import check_exit, exit_layers
 from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
-from paceline.drafters.heads.base import Head, head_target, save_head
+from paceline.drafters.heads.base import ExitHead, Head, head_target, save_head
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.formats.safetensors import read_file
 from paceline.models.formats.writer import Pending, write_json, write_safetensors
@@ -57,6 +59,10 @@ class HeadTraining:
     def __init__(self, lm: LM, head: Head, out: Path, recipe: HeadRecipe) -> None:
         if Ability.HIDDEN not in lm.engine.abilities:
             raise MethodError(f"the engine {lm.engine.name} gives no hidden states to train on")
+        if isinstance(head, ExitHead):
+            name = f"the head {head.name}"
+            check_needs(name, {Ability.LAYERS}, lm.engine.name, lm.engine.abilities)
+            check_exit(head.layers, lm.engine)
         self._lm, self._head, self._out, self._recipe = lm, head, out, recipe
         self._work = out.with_name(out.name + ".work")
         job = {"model": lm.model.fingerprint(), "head": head.spec(), **asdict(recipe)}
@@ -71,7 +77,13 @@ class HeadTraining:
         engine, recipe = self._lm.engine, self._recipe
         stops = frozenset(self._lm.model.defaults.stop_tokens)
         trace, hidden = answers_with_hidden(
-            engine, recipe.tokens, prompts, stops, seed=recipe.seed, progress=progress
+            engine,
+            recipe.tokens,
+            prompts,
+            stops,
+            seed=recipe.seed,
+            progress=progress,
+            layers=exit_layers(self._head) if isinstance(self._head, ExitHead) else None,
         )
         write_trace(self._work / _ANSWERS, trace)
         pending = Pending(hidden.shape, lambda: hidden, "F16")
@@ -148,7 +160,7 @@ class HeadTraining:
         for chosen in (texts[held:], texts[:held]):
             inside = [np.arange(text.start, text.stop - depth - 1) for text in chosen]
             starts = np.concatenate([np.zeros(0, np.int64), *inside]).astype(np.int64)
-            parts.append(Positions(trace, hidden, starts, depth))
+            parts.append(Positions(trace, hidden, starts, depth, self._head.lead))
         if not all(len(part.starts) for part in parts):
             raise RequestError(
                 f"the answers are too short or too few for a head of depth {depth}; give more "

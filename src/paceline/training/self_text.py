@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.control.temperature import Temperature
-from paceline.core import Request, TokenTree
+from paceline.core import Request, Tokens, TokenTree
 from paceline.decoding.walk import draw
 from paceline.engines.base import Cached, Engine
+from paceline.engines.view import View
 from paceline.errors import RequestError
 from paceline.models.trace import Trace
 
@@ -111,14 +112,20 @@ def answers_with_hidden(
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
     longest: int = _LENGTH,
+    layers: Tokens | None = None,
 ) -> tuple[Trace, NDArray[np.float16]]:
     """Return what `self_answers` does, and the hidden states behind its tokens.
+
+    With `layers`, increasing indices, the states are those behind these layers alone, which are run
+    once more for them.
 
     Returns:
         the trace, and float16 [T, hidden size], one row for each of its tokens, after the model's
         last norm; values beyond the type's range are cut.
     """
     writer = _Writer(engine, stop_tokens, temperature, seed, hidden=True)
+    if layers is not None:
+        writer.view = View(layers=layers, tokens=np.zeros(1, np.int32))
     texts = writer.take(tokens, writer.answering(prompts, longest), progress)
     return _joined(texts), np.stack([row for text in texts for row in text.hidden])
 
@@ -198,6 +205,7 @@ class _Writer:
         self._seed, self._hidden, self._short = seed, hidden, short
         self._streams, self._chunk = _SHORT if short else _LONG
         self._running: list[_SelfText] = []
+        self.view: View | None = None  # whose states are kept; None: those of the whole model
 
     def answering(self, prompts: Iterable[list[int]], longest: int) -> _Steps:
         """Answer prompts, see `self_answers`; yield the answers that ended after each pass."""
@@ -262,13 +270,13 @@ class _Writer:
     def _write_token(self, texts: list[_SelfText], seed: int) -> None:
         """Write one more token of each text."""
         engine = self._engine
-        logits = engine.forward(
-            [(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts]
-        )
-        if self._hidden:
-            limit = np.finfo(np.float16).max
-            for text, row in zip(texts, engine.hidden(), strict=True):
-                text.hidden.append(row.clip(-limit, limit).astype(np.float16))
+        batch = [(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts]
+        if self.view is not None:
+            engine.forward(batch, view=self.view)
+            self._keep_states(texts)
+        logits = engine.forward(batch)
+        if self._hidden and self.view is None:
+            self._keep_states(texts)
         top_tokens, top_probs = _native.top_k(logits, min(_TOP, logits.shape[1]))
         for i, text in enumerate(texts):
             engine.commit(text.sequence, [0])
@@ -282,6 +290,12 @@ class _Writer:
                 controls=(Temperature(self._temperature),),
             )
             text.tokens.append(draw(logits[i], text.tokens, request)[0])
+
+    def _keep_states(self, texts: list[_SelfText]) -> None:
+        """Keep the hidden states of the last pass; values beyond the type's range are cut."""
+        limit = np.finfo(np.float16).max
+        for text, row in zip(texts, self._engine.hidden(), strict=True):
+            text.hidden.append(row.clip(-limit, limit).astype(np.float16))
 
 
 def _joined(texts: list[_SelfText]) -> Trace:

@@ -9,6 +9,7 @@ from paceline.compatibility import Side, check, check_needs
 from paceline.core import Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
 from paceline.engines.base import Cached, Engine
 from paceline.engines.sides import engine_sides
 from paceline.engines.view import View
@@ -21,10 +22,13 @@ class SelfDrafter(ModelDrafter):
     Args:
         method: the settings.
         engine: the target's; it can run the views.
+        frequent: the tokens that may be proposed; None for all.
     """
 
-    def __init__(self, method: DraftSettings, engine: Engine) -> None:
-        super().__init__(method, engine.config.vocab_size)
+    def __init__(
+        self, method: DraftSettings, engine: Engine, frequent: FrequentTokens | None = None
+    ) -> None:
+        super().__init__(method, engine.config.vocab_size, frequent=frequent)
         self.engine = engine
         self._sequence: Cached | None = None
 

@@ -99,10 +99,12 @@ class Head(Method, ABC):
     Attributes:
         depth: tokens that it predicts after the target's own next token.
         run: neighbouring positions that a training batch holds at least, one behind the other.
+        lead: how far behind a state's own token the paths begin; 0: with this token itself.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     run: ClassVar[int] = 1
+    lead: ClassVar[int] = 1
 
     depth: int = 4
 
@@ -205,6 +207,28 @@ class ContextHead(Head):
         `memory`, [M, E], M <= window, are the rows of the states before `hidden`, in their order,
         the same for all paths; None: there are none.
         """
+
+
+@dataclass(frozen=True)
+class ExitHead(Head):
+    """Settings of a head behind the model's first layers.
+
+    Its states are those behind these layers, after the model's last norm, and it predicts the very
+    next token: a path is the token of the state itself.
+
+    Attributes:
+        layers: first layers that a draft pass runs, from 1 on.
+        depth: predicted tokens of each state: 1.
+    """
+
+    lead: ClassVar[int] = 0
+
+    depth: int = 1
+    layers: int = 8
+
+    def __post_init__(self) -> None:
+        check_range(1, 1, self.name, depth=self.depth)
+        check_range(1, 1 << 20, self.name, layers=self.layers)
 
 
 def embed_path(target: HeadTarget, path: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class Eagle(ContextHead):
             key, value = _keys_values(parameters, given)
             keys = torch.cat([keys, key[:, None]], 1)
             values = torch.cat([values, value[:, None]], 1)
-            distance = torch.arange(keys.shape[1] - 1, -1, -1)
+            distance = torch.arange(keys.shape[1] - 1, -1, -1, device=keys.device)
             bias = parameters["bias"][:, distance]  # [H, S]
             state = _layer(parameters, given[:, None], keys, values, bias[:, None])[:, 0]
         return state @ target.unembedding.T
@@ -122,19 +122,20 @@ class Eagle(ContextHead):
         count, size = len(batch.hidden), target.hidden_size
         run = self.run if batch.at is not None and count % self.run == 0 else 1
         state = batch.hidden.view(-1, run, size)  # [B, T, D]
-        place = torch.arange(run)
+        device = batch.hidden.device
+        place = torch.arange(run, device=device)
         distance = place[:, None] - place  # [T, T]
-        at = torch.arange(count) if batch.at is None else batch.at
+        at = torch.arange(count, device=device) if batch.at is None else batch.at
         text = at.view(-1, run) - place  # the same for neighbours of one text
         seen = (distance >= 0) & (distance <= self.window) & (text[:, :, None] == text[:, None])
-        hidden_from = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]  # [B,1,T,T]
+        unseen = torch.zeros(seen.shape, device=device).masked_fill(~seen, -torch.inf)[:, None]
         own: list[tuple[Tensor, Tensor]] = []  # keys and values of the steps after the first
         logits, rows = [], (state, state)
         for step in range(batch.tokens.shape[1] - 1):
             given = _position(parameters, target, state, batch.tokens[:, step].view(-1, run))
             pair = _keys_values(parameters, given)
             rows, own = (pair, own) if step == 0 else (rows, [*own, pair])
-            bias = parameters["bias"][:, distance.clamp(0, self.window) + step] + hidden_from
+            bias = parameters["bias"][:, distance.clamp(0, self.window) + step] + unseen
             nearer = parameters["bias"][:, : len(own)].flip(-1)[None, :, None]  # [1, H, 1, steps]
             state = _layer(parameters, given, *rows, bias, own, nearer)
             logits.append(state.reshape(count, size) @ target.unembedding.T)
