@@ -86,7 +86,7 @@ def train(
         batch, used = trained.batch(trained.order(size, head.run))
         with rounded:
             reduced = replace(target, unembedding=target.unembedding[used])
-            loss = head.loss(parameters, reduced, batch)
+            loss = head.loss(head.columns(parameters, used), reduced, batch)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -19,6 +19,7 @@ from tests.conftest import shared
 
 SPECS = (
     "medusa:depth=2",
+    "medusa:depth=1,layers=2,output=own",
     "hydra:depth=2",
     "recurrent:depth=2,width=1",
     "eagle:depth=2,window=6",

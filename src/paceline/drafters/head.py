@@ -47,7 +47,8 @@ class TrainedHead(DraftSettings):
     Good for: models whose head was trained on the kind of text that they write.
 
     Attributes:
-        path: folder of the head, `head.json` and `head.safetensors`.
+        path: folder of the head, `head.json` and `head.safetensors`, or of published Medusa heads,
+            `config.json` and `medusa_lm_head.safetensors`.
         vocabulary: number of tokens that may be proposed; 0: all. Default 4096.
         width: nodes expanded at each level. Default 4.
         depth: most levels; the head's own depth is a limit, too. Default 8.
@@ -78,10 +79,12 @@ class TrainedHead(DraftSettings):
             )
         if find_spec("torch") is None:
             raise MethodError("head needs torch; install paceline[torch]")
+        from paceline.drafters.draft_model.published_heads import is_published, read_published
         from paceline.drafters.heads.base import head_target, load_head
 
         about = head_target(model)
-        loaded = load_head(Path(self.path), about)
+        folder = Path(self.path)
+        loaded = (read_published if is_published(folder) else load_head)(folder, about)
         frequent = self._frequent(loaded.frequent, target)
         if not isinstance(loaded.head, ExitHead):
             return _TrainedHead(self, loaded, about, frequent)
@@ -119,6 +122,7 @@ class _TrainedHead(ModelDrafter):
         super().__init__(method, target.vocab_size, frequent=frequent)
         self._head, self._parameters, self._whole = loaded.head, loaded.parameters, target
         self._target, self._rows = target, self.ids  # with the rows of `ids` only
+        self._reduced = loaded.parameters  # likewise
         self._hidden: Floats | None = None  # [D], behind the token before the next root
         self._position = 0  # length of the context whose root follows it
         self._memory: Tensor | None = None  # [M, E], rows of committed tokens, the last one too
@@ -154,7 +158,7 @@ class _TrainedHead(ModelDrafter):
 
         with torch.inference_mode():
             hidden = torch.from_numpy(self._hidden)[None].expand(len(paths), -1)
-            given = (self._parameters, self._target, hidden, torch.from_numpy(paths))
+            given = (self._reduced, self._target, hidden, torch.from_numpy(paths))
             if isinstance(self._head, ContextHead) and self._memory is not None:
                 logits = self._head.logits(*given, self._memory[:-1])
             else:
@@ -172,6 +176,7 @@ class _TrainedHead(ModelDrafter):
             rows_of = torch.from_numpy(self.ids).long()
             self._rows = self.ids
             self._target = replace(self._whole, unembedding=self._whole.unembedding[rows_of])
+            self._reduced = self._head.columns(self._parameters, rows_of)
         rows = np.empty((fresh, len(self._target.unembedding)), np.float32)
         depths = tree.depths()[-fresh:]
         for depth in np.unique(depths).tolist():  # paths of one length are run together

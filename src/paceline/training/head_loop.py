@@ -120,7 +120,8 @@ class HeadLoop:
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=recipe.rate)
         judged = held.order(np.random.default_rng(recipe.seed), head.run)[:_JUDGED]
         self._judged, used = held.batch(np.sort(judged) if head.run == 1 else judged)
-        self._judged_target = self._reduced(used)  # rows of all tokens that it is judged by
+        self._judged_columns = used  # tokens that it is judged by
+        self._judged_target = self._reduced(used)
         self.steps, self._seconds, self._waited = 0, 0.0, 0
         self._least = self._judge()
 
@@ -163,7 +164,8 @@ class HeadLoop:
         right = torch.ones(len(batch.tokens), dtype=torch.bool)
         expected = 1.0
         with torch.inference_mode():
-            guesses = self._head.batch_logits(self.best, target, batch)
+            parameters = self._head.columns(self.best, rows)
+            guesses = self._head.batch_logits(parameters, target, batch)
             for length, logits in enumerate(guesses, 1):
                 hit = rows[logits.argmax(-1)] == batch.tokens[:, length]
                 card[f"right_at_{length}"] = round(float(hit.float().mean()), 4)
@@ -250,7 +252,8 @@ class HeadLoop:
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.rate * (1 - self.steps / self._last)
         self._optimizer.zero_grad()
-        loss = self._head.loss(self._parameters, self._reduced(used), batch)
+        parameters = self._head.columns(self._parameters, torch.from_numpy(used))
+        loss = self._head.loss(parameters, self._reduced(used), batch)
         torch.autograd.backward(loss)
         self._optimizer.step()
         self.steps += 1
@@ -260,7 +263,9 @@ class HeadLoop:
         import torch
 
         with torch.inference_mode():
-            return float(self._head.loss(self._parameters, self._judged_target, self._judged))
+            columns = torch.from_numpy(self._judged_columns)
+            parameters = self._head.columns(self._parameters, columns)
+            return float(self._head.loss(parameters, self._judged_target, self._judged))
 
     def _reduced(self, tokens: NDArray[np.int64]) -> HeadTarget:
         import torch

@@ -126,6 +126,13 @@ class Head(Method, ABC):
 
         return {name: torch.zeros(shape) for name, shape in self.shapes(target).items()}
 
+    def columns(self, parameters: Parameters, tokens: Tensor) -> Parameters:
+        """Return the tensors for logits of some tokens only, int64 [U]; differentiable.
+
+        Only output matrices of the head's own change; here there are none.
+        """
+        return parameters
+
     @abstractmethod
     def logits(
         self, parameters: Parameters, target: HeadTarget, hidden: Tensor, path: Tensor
