@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paceline.core import TokenTree
 from paceline.planning.cost_model import Slowdown, forecast
-from paceline.planning.draft_gains import gains, tree_sizes
+from paceline.planning.draft_gains import THRESHOLDS, gains, likely_gains, tree_sizes
 from paceline.planning.measured_facts import (
     NO_DRAFTS,
     DraftFacts,
@@ -152,6 +152,7 @@ def test_facts_survive_json(facts):
         (DraftFacts, {"seconds": float("nan")}),
         (DraftFacts, {"sizes": [0.0, 1.0]}),
         (DraftFacts, {"sizes": [-1.0] * 17}),
+        (DraftFacts, {"likely_gained": [1.0]}),
         (EngineFacts, {"streamed": -1}),
     ],
 )
@@ -159,6 +160,27 @@ def test_damaged_facts_are_refused(kind, change):
     good = (ENGINE if kind is EngineFacts else DRAFTS).document()
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         kind.parse({**good, **change})
+
+
+def test_an_automatic_budget_keeps_the_nodes_that_pay_in_each_pass():
+    # Half of the passes have four sure nodes, the others none that is right.
+    facts = replace(DRAFTS, likely_gained=(3.0,), likely_sizes=(2.0,))
+    found = said(Setup("m"), facts)
+    assert found.tokens_per_second == pytest.approx(3 / (ENGINE.at(3) + 125e-5 + 0.0015))
+    assert said(Setup("m", budget=found.nodes), facts) == said(Setup("m", budget=16), DRAFTS)
+
+
+def test_likely_nodes_are_those_above_a_path_probability():
+    tree = TokenTree(
+        np.array([5, 6, 7, 8], np.int32),
+        np.array([-1, 0, 0, 1], np.int32),
+        np.array([1, 0.8, 0.1, 0.5], np.float32),
+        np.array([-1, 0, 0, 0], np.int16),
+    )
+    gained, nodes = likely_gains([tree, tree], [[0, 1, 3], [0, 2]])
+    by = {round(float(each), 2): number for number, each in enumerate(THRESHOLDS)}
+    assert [gained[by[each]] for each in (0.9, 0.75, 0.4, 0.06)] == [2, 3, 4, 5]
+    assert [nodes[by[each]] for each in (0.9, 0.75, 0.4, 0.06)] == [0, 2, 4, 6]
 
 
 def test_smaller_trees_gain_what_is_left_of_the_path():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from paceline.engines.head_screen import HeadScreen
 from paceline.errors import ModelError, RequestError
 from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
@@ -13,6 +14,7 @@ from paceline.planning.decoded_loss import decoded_nats
 from paceline.planning.measured_facts import DraftFacts, EngineFacts, ReadFacts
 from paceline.planning.measurer import EngineMeasurer
 from paceline.planning.model_sizes import page_bytes, parameters
+from paceline.planning.settled_head import settle_head
 from paceline.planning.setups import ALL_ROWS, CacheForm, Setup
 from paceline.planning.verification import ModelRunner
 from tests.conftest import shared
@@ -100,6 +102,18 @@ def test_a_warm_start_has_a_name(measurer, tmp_path, monkeypatch):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"some texts")
     assert "10 bytes" in measurer.warm_start()
+
+
+def test_the_copy_of_a_head_is_made_and_counted(measurer, monkeypatch):
+    without = measurer.engine(MODEL, "auto", 1)["weight_bytes"]
+    measurer.close()
+    monkeypatch.setattr(HeadScreen, "SMALLEST", 0)
+    facts = measurer.engine(MODEL, "auto", 1)
+    assert facts["weight_bytes"] > without
+    with LM(MODEL, threads=1, drafter="plain") as lm:
+        assert settle_head(lm.engine) == facts["weight_bytes"] - without
+        assert settle_head(lm.engine) == lm.engine.head_screen.bytes
+        assert lm.engine.memory.used == 0
 
 
 def test_a_drafter_is_described(measurer):

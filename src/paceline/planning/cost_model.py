@@ -114,21 +114,25 @@ class AnswerPasses:
     ) -> None:
         largest = drafts.budget
         own = range(largest + 1) if setup.budget == "auto" else [min(int(setup.budget), largest)]
-        self._budgets = np.array(own)
-        self._gained = np.array(drafts.gained)[self._budgets]
-        self._nodes = np.array(drafts.nodes)[self._budgets]
+        self._budgets = np.array(own)  # further entries are of likely nodes alone
+        likely = setup.budget == "auto"
+        more = [drafts.likely_gained, drafts.likely_sizes] if likely else [(), ()]
+        self._gained = np.append(np.array(drafts.gained)[self._budgets], more[0])
+        self._nodes = np.append(np.array(drafts.nodes)[self._budgets], more[1])
         self._slower = slowdown.at(self._nodes)
-        self._loop = drafts.overhead + drafts.seconds * (self._budgets > 0)
+        idle = np.append(self._budgets == 0, np.zeros(len(more[0]), bool))
+        self._loop = drafts.overhead + np.where(idle, 0.0, drafts.seconds)
         self._engine = engine
         self._cached = engine.pass_seconds(0, cached, 1, setup.kv_format, read) - engine.at(0)
 
     def best(self, users: int) -> tuple[StreamPass, int]:
-        """Return the pass with the most tokens a second, and the budget of each user's tree."""
+        """Return the pass with the most tokens a second, and the best fixed budget of a tree."""
         seconds = self._engine.at_each(users * (1 + self._nodes)) + users * self._cached
         seconds = seconds * self._slower + users * self._loop
-        at = int(np.argmax(self._gained / seconds))
+        speeds = self._gained / seconds
+        at, fixed = int(np.argmax(speeds)), int(np.argmax(speeds[: len(self._budgets)]))
         found = StreamPass(float(seconds[at]), float(self._gained[at]))
-        return found, int(self._budgets[at])
+        return found, int(self._budgets[fixed])
 
 
 def forecast(

@@ -200,6 +200,8 @@ class DraftFacts:
         page_bytes: of a page of keys and values of its own models.
         reference: as of `EngineFacts`.
         sizes: nodes of a pass beyond the root, in the mean, with each budget; empty: the budget.
+        likely_gained, likely_sizes: the same where each pass keeps the nodes above some path
+            probability, for several of those.
     """
 
     gained: tuple[float, ...]
@@ -211,6 +213,8 @@ class DraftFacts:
     page_bytes: int = 0
     reference: float = 0.0
     sizes: tuple[float, ...] = ()
+    likely_gained: tuple[float, ...] = ()
+    likely_sizes: tuple[float, ...] = ()
 
     @property
     def budget(self) -> int:
@@ -246,7 +250,13 @@ class DraftFacts:
         sizes = tuple(map(float, found["sizes"]))
         if sizes and (len(sizes) != len(gained) or not all(0 <= n < 1e6 for n in sizes)):
             raise ValueError("other sizes than gains")
-        facts = cls(gained, seconds, overhead, forward, state, model, page, reference, sizes)
+        likely, nodes = (
+            tuple(map(float, found[name])) for name in ("likely_gained", "likely_sizes")
+        )
+        if len(likely) != len(nodes) or not all(0 <= n < 1e6 for n in (*likely, *nodes)):
+            raise ValueError("other likely sizes than gains")
+        times = (seconds, overhead, forward)
+        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes)
         if not min(seconds, overhead, forward, reference) >= 0:
             raise ValueError("a time below 0")
         return facts

@@ -30,7 +30,7 @@ from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import trace_path
 from paceline.planning.decoded_loss import decoded_nats
-from paceline.planning.draft_gains import gains, tree_sizes
+from paceline.planning.draft_gains import THRESHOLDS, gains, likely_gains, tree_sizes
 from paceline.planning.measured_facts import (
     MAX_NODES,
     DraftFacts,
@@ -40,6 +40,7 @@ from paceline.planning.measured_facts import (
 )
 from paceline.planning.model_sizes import page_bytes
 from paceline.planning.scorers import scorer
+from paceline.planning.settled_head import settle_head
 from paceline.planning.setups import CacheForm
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
@@ -165,6 +166,7 @@ class EngineMeasurer:
         streams = weights_memory is not None
         lm = self.open(path, _options(weight_format, threads=threads, weights=weights_memory))
         engine, context = lm.engine, lm.engine.config.context
+        copy = settle_head(engine)
         cost = (
             measure_streamed(engine, _STREAMED_SECONDS)
             if streams
@@ -172,7 +174,7 @@ class EngineMeasurer:
         )
         facts = EngineFacts(
             str(engine.format),
-            _resident(engine, weights_memory),
+            _resident(engine, weights_memory) + copy,
             cost.nodes,
             cost.seconds,
             0.0 if streams else _slope(engine),  # the disk's speed varies by more
@@ -245,9 +247,11 @@ class EngineMeasurer:
         lm = self.open(self._path, _options("auto"))
         built = registry.drafters.parse(drafter).build(lm.draft_target)
         requests = self.requests(lm)
+        settle_head(lm.engine)
         decode(lm, built, requests[0], RecordingFixedBudget(nodes))  # warm-up, not counted
         built.reset()
         gained, sizes = np.zeros(nodes + 1), np.zeros(nodes + 1)
+        likely = np.zeros((2, len(THRESHOLDS)))
         passes, draft, overhead, forward = 0, 0.0, 0.0, 0.0
         for request in requests:
             budget = RecordingFixedBudget(nodes)
@@ -255,6 +259,7 @@ class EngineMeasurer:
             trees, paths = zip(*budget.passes, strict=True) if budget.passes else ((), ())
             gained += gains(trees, paths, nodes)
             sizes += tree_sizes(trees, nodes)
+            likely += likely_gains(trees, paths)
             passes += len(trees)
             draft += spent.draft
             forward += spent.forward
@@ -269,6 +274,8 @@ class EngineMeasurer:
             sum(int(each.weight_bytes or 0) for each in engines),
             sum(each.memory.page_bytes for each in engines),
             sizes=tuple((sizes / count).tolist()),
+            likely_gained=tuple((likely[0] / count).clip(1.0).tolist()),
+            likely_sizes=tuple((likely[1] / count).tolist()),
         )
         return facts.document()
 

@@ -16,6 +16,7 @@ from paceline.lm import LM
 from paceline.measuring.statistics import Ratio, total_ratio
 from paceline.planning.busy_watch import BusyWatch
 from paceline.planning.plan_search import Candidate
+from paceline.planning.settled_head import settle_head
 from paceline.planning.setups import Setup
 
 
@@ -68,6 +69,7 @@ class ModelRunner:
         self._users = users
         self.turns = len(self._requests) if users == 1 else 1
         self._lm.stream(self._requests[0]).run()  # warm-up, not counted
+        settle_head(self._lm.engine)
         if users > 1:
             cost_of(self._lm.engine)  # a batch measures T(n) first, which is not counted either
 
