@@ -129,13 +129,14 @@ def main() -> None:
     parser.add_argument("--request-tokens", type=int, default=24)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", default="auto", help="of the weights, as for `paceline`")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     every = [each.turns[0] for each in read_prompts(asked.prompts)]
     texts = [every[i * len(every) // asked.count] for i in range(asked.count)]
     several = [every[i % len(every)] for i in range(asked.requests)]
-    with LM(asked.model, budget=0) as lm:
+    with LM(asked.model, dtype=asked.format, budget=0) as lm:
         expected = generate(lm, texts, asked.tokens)
         wanted = generate(lm, several, asked.request_tokens)
     found: dict[str, Any] = {}
@@ -143,13 +144,13 @@ def main() -> None:
         for nodes in asked.nodes:
             pipeline = Pipeline(nodes, launch, hop_seconds=asked.hop)
             for arm, budget in ARMS.items():
-                with LM(asked.model, budget=budget, pipeline=pipeline) as lm:
+                with LM(asked.model, dtype=asked.format, budget=budget, pipeline=pipeline) as lm:
                     arm_found = measure(lm, texts, asked.tokens, expected)
                 found[f"{nodes} nodes, {arm}"] = arm_found
                 shown = ", ".join(f"{k} {v:.2f}" for k, v in arm_found.items())
                 print(f"{nodes} nodes, {arm}: {shown}", flush=True)
         pipeline = Pipeline(max(asked.nodes), launch)
-        with LM(asked.model, pipeline=pipeline) as lm:
+        with LM(asked.model, dtype=asked.format, pipeline=pipeline) as lm:
             kept = kill_nodes(lm, several, asked.request_tokens, asked.kills, asked.seed, kill)
             replaced = getattr(lm.engine, "replaced", 0)
     equal = sum(a.tokens == b.tokens for a, b in zip(kept, wanted, strict=True))

@@ -13,7 +13,7 @@ from paceline import registry
 from paceline.arguments import check_integer, check_size, check_text, described, wrong
 from paceline.attention.base import Pattern
 from paceline.compatibility import Side, check
-from paceline.decoding.governor import Budget, Fixed, Governor
+from paceline.decoding.governor import Budget, Fixed, governor_of
 from paceline.engines import open_engine
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
@@ -168,7 +168,7 @@ def open_budget(budget: int | str, engine: Engine) -> Budget:
         raise RequestError(f"the budget is {described(budget)}, expected a number of nodes or auto")
     from paceline.engines.cost_cache import cost_of
 
-    return Governor(cost_of(engine))
+    return governor_of(engine, cost_of(engine))
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from paceline import _native
 from paceline.core import Cost, TokenTree
-from paceline.decoding.governor import Fixed, Governor, judged
+from paceline.decoding.governor import Fixed, Governor, governor_of, judged
 from paceline.errors import RequestError
 from tests.test_core import trees
+from tests.toy import ToyEngine
 
 FLAT = Cost((1, 2, 4, 8, 16, 32, 64), (1.0, 1.0, 1.05, 1.2, 1.8, 3.2, 6.0))
 STEEP = Cost((1, 2, 4, 8, 16, 32, 64), tuple(0.9 * n + 0.1 for n in (1, 2, 4, 8, 16, 32, 64)))
@@ -43,6 +44,23 @@ def simulate(governor, cost, truth, claimed, tokens=2000, drafting=0.02, seed=0)
 @pytest.mark.parametrize("claimed", [0.05, 0.5, 0.95])
 def test_useless_guesses_cost_next_to_nothing(cost, claimed):
     assert simulate(Governor(cost), cost, truth=0.0, claimed=claimed) < 1.03 * cost.at(1)
+
+
+def test_large_trees_that_fail_at_first_are_tried_longer_where_passes_wait_for_nodes():
+    engine, cost = ToyEngine(), Cost((1, 8, 32), (0.05, 0.055, 0.08))
+    tree, tried = TokenTree.chain(np.arange(30)), []
+    for engine.remote_layers in (0, 2):
+        governor = governor_of(engine, cost)
+        assert governor.fresh().reserve == governor.reserve
+        passes = 0
+        while not governor.resting and passes < 200:
+            if governor.nodes_wanted():
+                governor.record([tree], [[0]], 0.001, 0.08)
+                passes += 1
+            else:  # a plain pass, to measure what it takes
+                governor.record([TokenTree.root(1)], [[0]], 0.0, 0.05)
+        tried.append(passes)
+    assert 1 <= 4 * tried[0] <= tried[1] < 200
 
 
 def test_a_slow_drafter_is_left_alone():

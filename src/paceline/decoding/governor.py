@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.core import Cost, TokenTree
+from paceline.engines.base import Engine
 from paceline.errors import RequestError
 
 Trees = Sequence[TokenTree]
@@ -30,6 +31,9 @@ _FIRST_CHECK, _LAST_CHECK = 2, 64
 _DEAR = 0.05  # of a plain pass: a drafter that takes more has one try after a rest
 _EARLY = 8  # drafts that may be slow for reasons that pass
 _MOST_NODES = 128  # of a tree, where T(n) is known so far: where weights stream from disk
+# Plain passes that drafts may lose where each waits for other nodes: trees are large there, and
+# some fail while the text is still new.
+_REMOTE_RESERVE = 24.0
 _FIRST = 8  # plain passes whose time is always recorded; later ones every 16th
 
 
@@ -137,6 +141,7 @@ class Governor:
         risk: fraction of plain decoding's time that may be lost on rejected drafts.
         patience: consecutive passes without a worthwhile node before the drafter rests. For one
             that takes more than 5 % of a plain pass, one is enough after the first rest.
+        reserve: plain passes whose time may be lost at first, and later of what drafts have won.
         rest: plain passes that follow; doubled each time, up to `longest_rest`.
     """
 
@@ -146,6 +151,7 @@ class Governor:
     patience: int = 4
     rest: int = 8
     longest_rest: int = 256
+    reserve: float = 3.0
     calibration: _native.AcceptanceRates = field(default_factory=_calibration)
     passes: int = 0
     plain_passes: int = 0
@@ -159,7 +165,7 @@ class Governor:
         self._curve = _native.CostCurve(self.cost.nodes, self.cost.seconds)  # as passes correct it
         self._drafting, self._drafts = 0.0, 0  # seconds, running mean, and of how many
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
-        self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
+        self._balance = self.reserve * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
@@ -177,7 +183,7 @@ class Governor:
     def fresh(self) -> Governor:
         """Return a governor that knows T(n) as corrected, and nothing of earlier drafts."""
         most = None if self._sizes_itself else self.max_nodes
-        settings = (most, self.risk, self.patience, self.rest, self.longest_rest)
+        settings = (most, self.risk, self.patience, self.rest, self.longest_rest, self.reserve)
         other = Governor(self.measured(), *settings)
         other._check_after = self._check_after
         return other
@@ -264,7 +270,7 @@ class Governor:
             self.plain_passes += 1
             if self._off or self._checking:
                 self._unchecked = 0
-            self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
+            self._balance = min(self._balance + self.risk * plain, self.reserve * plain)
             few = self.plain_passes <= _FIRST
             if requests > 1 or few or self._checking or self.plain_passes % 16 == 0:
                 self._refine(requests, nodes, forward, other_tokens)
@@ -300,7 +306,7 @@ class Governor:
         """Enter the seconds that drafting won in a pass, and those that the pass lets it lose."""
         self._saved += won
         self._worst = min(self._worst, self._saved)
-        self._balance = min(self._balance + won + allowance, 3.0 * plain)
+        self._balance = min(self._balance + won + allowance, self.reserve * plain)
 
     def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
         """Return T(n) as corrected by passes, continued linearly beyond the largest size."""
@@ -374,6 +380,11 @@ class Governor:
         if tokens[best] > costs[best]:
             return f"drafting: {promise}"
         return f"plain: no tree pays, {promise}"
+
+
+def governor_of(engine: Engine, cost: Cost) -> Governor:
+    """Return a governor of passes of an engine with this T(n)."""
+    return Governor(cost, reserve=_REMOTE_RESERVE) if engine.remote_layers else Governor(cost)
 
 
 def _largest_useful(cost: Cost) -> int:

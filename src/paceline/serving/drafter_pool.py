@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from paceline.core import Cost, TokenTree
-from paceline.decoding.governor import Governor
+from paceline.decoding.governor import Governor, governor_of
 from paceline.decoding.session import Session
 from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, engines_of
 from paceline.drafters.history.warm_start import replay
@@ -54,7 +54,7 @@ class DrafterPool:
         first: Drafter | None = None,
         memory: KVBudget | None = None,
     ) -> None:
-        self.governor = Governor(cost)
+        self.governor = governor_of(target.engine, cost) if target.engine else Governor(cost)
         self._method, self._target, self._memory = method, target, memory
         self.first = first or method.build(target)
         self._register(self.first, loaded=first is not None)
@@ -230,7 +230,7 @@ class DrafterPools:
             self.own = self.configured
         else:
             self.own = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
-        self.own.governor = Governor(self._cost)
+        self.own.governor = governor_of(self._lm.engine, self._cost)
 
     def learn(self, trace: Trace) -> None:
         """Let the drafters of requests that name no method learn from what the model wrote."""

@@ -10,7 +10,6 @@ from paceline.engines.pipeline.engine import PipelineEngine
 from paceline.engines.pipeline.processes import ProcessNodes
 from paceline.engines.pipeline.settings import Pipeline, StageSettings
 from paceline.engines.pipeline.worker import facts_of
-from paceline.engines.threads import default_threads
 from paceline.models import Model
 
 
@@ -34,7 +33,8 @@ def open_pipeline(
         source: its path or id on every node.
         pipeline: number of nodes, and how they are started.
         engine: of every node, as for `LM`; so are the others.
-        threads: of each node; None divides the cores among nodes that share this machine.
+        threads: of each node; None takes its cores, also where nodes share a machine: most of
+            the time one of them computes.
         device: of the torch engine.
         weight_format: `dtype` of `LM`.
         kv_format: of cached keys and values.
@@ -45,8 +45,6 @@ def open_pipeline(
         PacelineError: a node cannot be started, or has other files; in one sentence.
     """
     parts = split_layers(model.config, pipeline.nodes)
-    if threads is None and pipeline.launch is None and device is None:
-        threads = max(1, default_threads() // pipeline.nodes)  # they share this machine
     native = engine in ("auto", "native") and device is None
     last = open_engine(
         model,
