@@ -177,7 +177,7 @@ class GridRun:
             spent = monotonic() - start
             print(f"{row.goal}: {len(row.setups)} of {len(grid)} setups", file=sys.stderr)
             self.save()
-        if row.goal == "context":
+        if row.goal == "context" or monotonic() > end:
             return
         fastest = sorted(others, key=lambda each: -_measured(row, each))[:FINALISTS]
         faster = [each for each in fastest if _measured(row, each) > 0.9 * _measured(row, own)]

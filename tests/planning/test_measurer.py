@@ -7,6 +7,7 @@ from paceline.engines.head_screen import HeadScreen
 from paceline.errors import ModelError, RequestError
 from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
+from paceline.measuring.baseline import decode
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.quality import score_window
 from paceline.models.trace import trace_path
@@ -124,6 +125,22 @@ def test_a_drafter_is_described(measurer):
     plain = DraftFacts.parse(measurer.drafts("plain"))
     assert set(plain.gained) == {1.0}
     assert plain.forward > 0
+
+
+def test_a_drafter_that_is_slower_than_passes_answers_one_prompt(measurer, monkeypatch):
+    answered = []
+
+    def decoded(lm, drafter, request, budget):
+        output = decode(lm, drafter, request, budget)
+        answered.append(request)
+        output.seconds.draft = 3 * output.seconds.forward
+        return output
+
+    monkeypatch.setattr("paceline.planning.measurer.decode", decoded)
+    facts = DraftFacts.parse(measurer.drafts("suffix"))
+    assert len(answered) == 2  # the first one is not counted
+    assert answered[0] is answered[1]
+    assert facts.seconds > 0
 
 
 def test_a_draft_model_counts_its_memory(measurer):

@@ -50,6 +50,7 @@ _PROMPT_SECONDS = 1.0  # after which reading a prompt is not timed again
 _PROMPT_REPEATS = 3
 _LONG, _SHORT = 512, 128  # tokens of such a prompt
 _WINDOWS = 16
+_TOO_SLOW = 2.0  # times as long as passes with full trees: drafts that can hardly pay
 _DEFAULT_WINDOW, _TEXT_WINDOW = 128, 512  # tokens of a window of the built-in text, and of others
 
 
@@ -248,8 +249,10 @@ class EngineMeasurer:
         built = registry.drafters.parse(drafter).build(lm.draft_target)
         requests = self.requests(lm)
         settle_head(lm.engine)
-        decode(lm, built, requests[0], RecordingFixedBudget(nodes))  # warm-up, not counted
+        first = decode(lm, built, requests[0], RecordingFixedBudget(nodes)).seconds  # not counted
         built.reset()
+        if first.draft > _TOO_SLOW * first.forward:  # one answer says enough
+            requests = requests[:1]
         gained, sizes = np.zeros(nodes + 1), np.zeros(nodes + 1)
         likely = np.zeros((2, len(THRESHOLDS)))
         passes, draft, overhead, forward = 0, 0.0, 0.0, 0.0
