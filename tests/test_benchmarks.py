@@ -52,7 +52,8 @@ SMOKE = {
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "first_token.py": SMALL + " --sizes 20 --rounds 3",
     "drafting.py": SMALL + " --requests 1 --passes 4",
-    "long_context.py": SMALL + " --context 384 --contexts 1 --kinds copy --cache {cache}",
+    "long_context.py": SMALL + " --context 384 --contexts 1 --kinds copy --once --cache {cache}",
+    "endless_dialogue.py": SMALL + " --tokens 1300 --rows 256 --chunk 64 --far 64 --host-blocks 4",
     "lossless.py": SMALL + " --rounds 1 --threads 1 --pruned 0.5",
     "kv_formats.py": SMALL
     + " --contexts 128 --rounds 1 --positions 90 --documents 1"

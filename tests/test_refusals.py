@@ -94,6 +94,15 @@ TRIGGERS = {
     "kv-policy-position-drafter": lambda: bounded("sparse_kv"),
     "kv-policy-guide": lambda: bounded("plain", guide="cfg"),
     "kv-policy-pattern": lambda: bounded("plain", {"attention": "lm_infinite"}),
+    "native-dual-chunk": lambda: lm(rope="dual_chunk:factor=2"),
+    "static-dual-chunk": lambda: lm(engine="static", rope="dual_chunk:factor=2"),
+    "pattern-dual-chunk": lambda: lm(
+        engine="reference", attention="quest", rope="dual_chunk:factor=2"
+    ),
+    "grouped-kv-dual-chunk": lambda: lm(
+        engine="reference", kv_format="int4", rope="dual_chunk:factor=2"
+    ),
+    "kv-policy-dual-chunk": lambda: bounded("plain", {"rope": "dual_chunk:factor=2"}),
     "kv-policy-search": lambda: Beam().run(
         Task(ToyEngine(), Request((1, 2), 9, kv_policy=SlidingWindow()))
     ),

@@ -52,7 +52,7 @@ CacheChoice cache_of(const Kernels& kernels, const std::string& format) {
 
 // The attributes of a Python object `FewRead`.
 FewRead few_read_of(nb::handle object) {
-    constexpr const char* kSummaries[] = {"none", "mean", "bounds"};
+    constexpr const char* kSummaries[] = {"none", "mean", "bounds", "spread"};
     const auto size = [&](const char* name, int64_t low) {
         return static_cast<size_t>(in_range<int64_t>(name, nb::cast<int64_t>(object.attr(name)),
                                                      low, int64_t{1} << 31));

@@ -10,8 +10,9 @@
 
 namespace paceline {
 
-// What is kept of a panel's keys beside them: nothing, their mean, or their bounds by dimension.
-enum class Summary { none, mean, bounds, count };
+// What is kept of a panel's keys beside them: nothing, their mean, their bounds by dimension, or
+// their mean and variance by dimension.
+enum class Summary { none, mean, bounds, spread, count };
 
 // What a kv head reads of a layer.
 enum class HeadRead : uint8_t { all, chosen, near, count };

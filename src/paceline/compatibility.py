@@ -72,6 +72,7 @@ class Side(StrEnum):
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
     EXITS = "an exit policy"
+    DUAL_CHUNK = "dual chunk attention"
     STREAMED_WEIGHTS = "layers that stream from disk"
     PIPELINE = "layers on several nodes"
     SEVERAL_MODELS = "several models as one"
@@ -327,6 +328,11 @@ RULES = (
         "name one draft",
     ),
     Rule(S.NATIVE, S.DEVICE, "it runs on the CPU", "leave the device out"),
+    Rule(S.NATIVE, S.DUAL_CHUNK, "torch computes its scores", "add --engine reference"),
+    Rule(S.STATIC, S.DUAL_CHUNK, "torch computes its scores", "add --engine reference"),
+    Rule(S.PATTERN, S.DUAL_CHUNK, "patterns choose by distances that it changes"),
+    Rule(S.GROUPED_KV, S.DUAL_CHUNK, "it scores single positions"),
+    Rule(S.KV_POLICY, S.DUAL_CHUNK, "it scores positions that policies evict"),
     Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
     Rule(S.NATIVE, S.EXITS, "it runs a layer for all tokens of a pass", "add --engine reference"),
     Rule(

@@ -61,10 +61,10 @@ SHARED = {
 # Systems that Paceline is to serve and does not yet.
 # fmt: off
 NOT_YET = (
-    14, 21, 25, 41, 48, 56, 63, 96, 97, 99, 100, 102, 103, 115, 116, 120, 129, 133, 139,
+    14, 21, 41, 48, 56, 63, 96, 97, 99, 100, 102, 103, 115, 116, 120, 129, 133, 139,
     153, 176, 182, 183, 190, 204, 211, 214, 217, 228, 230, 231, 238, 239, 241,
     244, 249, 257, 269, 274, 290, 293, 294, 296, 297, 299,
-    323, 332, 346, 352, 383, 390, 398, 417, 420, 428, 433, 437, 448,
+    332, 346, 383, 390, 398, 417, 420, 428, 433, 437, 448,
     452, 464, 480, 482,
 )
 # fmt: on
@@ -128,6 +128,14 @@ FEATURES = (
         "compressed caches",
         "Keep keys and values in fp16 or int8; a pass reads them as they are.",
         "native/engine/kv_cache.cpp",
+    ),
+    Feature(
+        "dual chunk attention",
+        "Turn queries and keys by positions within chunks, so that no distance exceeds a trained "
+        "one and texts may outgrow the trained context (`--rope dual_chunk:factor=4`).",
+        "src/paceline/models/dual_chunk.py",
+        (25,),
+        {25: "sparse attention refined by its recall; pipelined prompts; the native engine"},
     ),
     # Speculation
     Feature(

@@ -93,8 +93,8 @@ class LM:
         attention: `NAME[:key=value,...]` or a `Pattern`: positions that are read; lossy. None: all.
         exits: `NAME[:key=value,...]` or an `ExitPolicy`: which layers each token behind a prompt
             runs; lossy, and of the reference engine only. None runs all.
-        rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained
-            context; see `paceline.models.extension.extend_context`.
+        rope: `yarn:factor=2`, `linear:`, `dynamic:` or `dual_chunk:...`: lets texts outgrow the
+            trained context; see `paceline.models.extension.extend_context`.
         kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
             every request that does not name its own; lossy. None keeps all rows. `score` reads
             whole texts, without it.

@@ -22,6 +22,7 @@ FEW = "least=0,sinks=16,local=32,share=0.2"
 SPECS = [
     f"quest:{FEW}",
     f"quest:summary=mean,{FEW},dense=1",
+    f"quest:summary=spread,{FEW}",
     f"exact_top_k:{FEW}",
     f"lserve:streaming=0.3,{FEW}",
 ]
@@ -80,7 +81,7 @@ def path_to(tree, node):
     return path
 
 
-@pytest.mark.parametrize("name", ["quest", "exact_top_k", "quest:summary=mean"])
+@pytest.mark.parametrize("name", ["quest", "exact_top_k", "quest:summary=spread"])
 @pytest.mark.parametrize("kv_format", ["fp32", "fp16", "int8"])
 def test_choosing_everything_changes_no_bit(opened, ids, name, kv_format):
     plain = run(opened(None, kv_format=kv_format), ids, 64)

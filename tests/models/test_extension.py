@@ -36,10 +36,15 @@ def test_layers_that_see_far_are_stretched_and_windows_are_not(scaling: str) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["yarn", "yarn:factor=1", "yarn:factor=65", "yarn:factor=x", "yarn:beta=2", "ntk:factor=2"],
+    [
+        *("yarn", "yarn:factor=1", "yarn:factor=65", "yarn:factor=x", "yarn:beta=2"),
+        *("ntk:factor=2", "yarn:factor=2,length=64", "dual_chunk:length=64"),
+        *("dual_chunk:factor=2,length=63", "dual_chunk:factor=2,length=4e2"),
+        "dual_chunk:factor=2,length=99999",
+    ],
 )
 def test_what_is_no_extension_is_refused(text: str) -> None:
-    with pytest.raises(RequestError, match=r"factor|unknown scaling"):
+    with pytest.raises(RequestError, match=r"factor|unknown scaling|length of --rope is"):
         extend_context(CONFIG, text)
 
 

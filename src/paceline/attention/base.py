@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BLOCK = 64  # positions of an aligned block
 
 
-def _runs(positions: int) -> int:
+def runs_of(positions: int) -> int:
     """Return the number of runs of 16 that hold so many positions."""
     return -(-positions // RUN)
 
@@ -174,7 +174,7 @@ class RunPattern(Pattern):
 
     def rule(self, summary: str, top_k: bool = False) -> FewRead:
         """Return the settings as numbers of runs."""
-        least, sinks, local = _runs(self.least), _runs(self.sinks), _runs(self.local)
+        least, sinks, local = runs_of(self.least), runs_of(self.sinks), runs_of(self.local)
         return FewRead(summary, top_k, sinks, local, least, self.share)
 
     def head_reads(self, engine: Engine) -> list[list[int]]:
@@ -187,7 +187,13 @@ class RunPattern(Pattern):
     def mask(
         self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
     ) -> Tensor:
-        """See `Pattern`; in a layer without a window, whose heads all choose."""
+        """See `Pattern`; in a layer without a window, whose heads all choose.
+
+        Raises:
+            NotImplementedError: the choice depends on more than these arguments.
+        """
+        if self.few_read.remembers:
+            raise NotImplementedError(f"the engine itself chooses what {self.name} reads")
         from paceline.engines.choose_runs import choose_runs
 
         reads = [HeadRead.CHOSEN] * len(keys)

@@ -10,7 +10,7 @@ from paceline.engines.few_read import FewRead
 from paceline.errors import MethodError, unknown
 from paceline.registry import Source, patterns
 
-_SUMMARIES = ("bounds", "mean")
+_SUMMARIES = ("bounds", "mean", "spread")
 
 
 @patterns.register("quest", Exactness.LOSSY)
@@ -19,10 +19,12 @@ class Quest(RunPattern):
     """Read the pages whose keys may have the largest products with the query.
 
     A page of 16 positions keeps the minimum and maximum of its keys in each dimension: an upper
-    bound of any of its scores. The mean of its keys costs half as much to compare with.
+    bound of any of its scores. The mean of its keys costs half as much to compare with. `spread`
+    adds to the score of the mean each dimension's variance times the squared query, so that a page
+    with one fitting key counts for more.
 
     Attributes:
-        summary: `bounds` as in the paper, or `mean`. Default bounds.
+        summary: `bounds` as in the paper, `mean`, or `spread`. Default bounds.
         share, least, sinks, local, dense: as of `RunPattern`.
     """
 
@@ -35,7 +37,7 @@ class Quest(RunPattern):
         "would have; first layers choose, too, unless `dense` says otherwise",
     )
     catalogue = ()
-    examples = ("quest", "quest:summary=mean,share=0.25", "quest:least=32,local=32,dense=2")
+    examples = ("quest", "quest:summary=mean,share=0.25", "quest:summary=spread,least=32,local=32")
 
     summary: str = "bounds"
 

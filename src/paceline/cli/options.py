@@ -140,7 +140,8 @@ class EngineOptions:
     rope: Annotated[
         str | None,
         typer.Option(
-            help="Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."
+            help="Extend the context: yarn:factor=2, linear:factor=2, dynamic:factor=2, or "
+            "dual_chunk:factor=2 with --engine reference."
         ),
     ] = None
     kv_policy: Annotated[

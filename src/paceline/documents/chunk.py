@@ -14,8 +14,11 @@ from paceline.engines.base import Cached, Engine
 from paceline.engines.sides import engine_sides
 from paceline.errors import MethodError
 from paceline.models.config import LayerConfig, ModelConfig
+from paceline.models.rope import DUAL_CHUNK
 
 NEEDS = frozenset({Ability.KEYS, Ability.QUERIES, Ability.APPEND_ROWS})
+# The parameter of a scaling that says up to where angles add up.
+_LIMITS = {"dynamic": "original_max_position_embeddings", DUAL_CHUNK: "chunk"}
 _LARGEST_HALF = 60_000.0  # magnitude up to which float16 stands in for the cache's own rounding
 
 
@@ -122,21 +125,22 @@ def check_engine(engine: Engine, end: int = 0) -> None:
             "documents are moved to other positions, and this model norms keys behind their "
             "rotation, so that they do not move; give the documents as part of the prompt"
         )
-    for rope in _dynamic(config.layers):
+    for scaling, rope in _changing(config.layers):
         if end > rope:
             raise MethodError(
-                f"documents end at position {end}, and the dynamic rotary scaling of this model "
+                f"documents end at position {end}, and the {scaling} rotary scaling of this model "
                 f"changes behind {rope:.0f}; give shorter ones, or rope yarn:factor=2"
             )
 
 
-def _dynamic(layers: Sequence[LayerConfig]) -> set[float]:
-    """Return the lengths up to which dynamic scalings keep their frequencies."""
+def _changing(layers: Sequence[LayerConfig]) -> set[tuple[str, float]]:
+    """Return scalings whose angles do not add up, and the lengths up to which they do."""
     ropes = {layer.rope for layer in layers if layer.rope is not None}
     return {
-        dict(rope.parameters)["original_max_position_embeddings"]
+        (rope.scaling, dict(rope.parameters)[name])
         for rope in ropes
-        if rope.scaling == "dynamic"
+        for scaling, name in _LIMITS.items()
+        if rope.scaling == scaling
     }
 
 

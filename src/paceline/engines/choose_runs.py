@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paceline.engines.few_read import RUN, FewRead, HeadRead
+from paceline.engines.representatives import run_scores
 from paceline.errors import RequestError
 
 
@@ -23,6 +24,7 @@ def choose_runs(
     chain: bool,
     window: int | None,
     reads: Sequence[int],
+    asked: Tensor | None = None,
 ) -> Tensor:
     """Return which rows each query may read, bool [H, N, S].
 
@@ -35,6 +37,7 @@ def choose_runs(
         chain: the pass is a chain, so that all rows are in the order of their positions.
         window: positions that the layer shows; None: all.
         reads: one of `HeadRead` for each KV head.
+        asked: queries of all rows, as `queries` [H, S, D]; for representatives only.
 
     Raises:
         RequestError: a tree ends beyond its local runs.
@@ -43,9 +46,10 @@ def choose_runs(
     own = at // RUN
     start = torch.zeros_like(at) if window is None else (at + 1 - window).clamp(min=0)
     near = (own + 1 - rule.local).clamp(min=0)
-    if not chain and int((near - ordered // RUN).max()) > 0:
+    if not chain and bool(((near + rule.following > ordered // RUN) & (near > 0)).any()):
+        reach = (rule.local - rule.following) * RUN
         raise RequestError(
-            f"a tree leaves the last {rule.local * RUN} positions, which are always read; take a "
+            f"a tree leaves the last {reach} positions, which are always read; take a "
             "smaller budget"
         )
     always = (held >= (near * RUN)[:, None]) | (held < rule.sinks * RUN)  # [N, S]
@@ -56,7 +60,7 @@ def choose_runs(
     if rule.top_k:
         best = _best_positions(queries, keys, old, start, count)
     else:
-        best = _best_runs(rule, queries, keys, old, count)
+        best = _best_runs(rule, queries, keys, old, count, asked)
     chosen = always.expand(len(queries), -1, -1).clone()
     chosen[..., : best.shape[-1]] |= best
     group = len(queries) // len(keys)
@@ -71,7 +75,9 @@ def _chosen(rule: FewRead, seen: Tensor, old: Tensor) -> Tensor:
     return torch.minimum((total - (seen - old)).clamp(min=0), old)
 
 
-def _best_runs(rule: FewRead, queries: Tensor, keys: Tensor, old: Tensor, count: Tensor) -> Tensor:
+def _best_runs(
+    rule: FewRead, queries: Tensor, keys: Tensor, old: Tensor, count: Tensor, asked: Tensor | None
+) -> Tensor:
     """Return the rows of the runs that promise most, bool [H, N, K * 16].
 
     A run's worth is the sum over a KV head's queries of the weight that its summary would have.
@@ -82,11 +88,15 @@ def _best_runs(rule: FewRead, queries: Tensor, keys: Tensor, old: Tensor, count:
         return torch.zeros(heads, len(old), runs * RUN, dtype=torch.bool, device=old.device)
     rows = keys[:, : runs * RUN].reshape(len(keys), runs, RUN, -1).float()
     q = queries.float().reshape(len(keys), group * len(old), -1)  # [G, group * N, D]
-    if rule.summary == "bounds":
+    if asked is not None:
+        scores = run_scores(rule, q, keys[:, : runs * RUN], asked)
+    elif rule.summary == "bounds":
         high, low = rows.amax(2).mT, rows.amin(2).mT
         scores = q.clamp(min=0) @ high + q.clamp(max=0) @ low
     else:
         scores = q @ rows.mean(2).mT
+        if rule.summary == "spread":  # the log of the mean weight, were the keys normal
+            scores = scores + q.square() @ rows.var(2, correction=0).mT
     scores = scores.reshape(len(keys), group, len(old), runs).masked_fill(~old, -torch.inf)
     worth = scores.softmax(-1).nan_to_num(0).sum(1).masked_fill(~old, -1)  # [G, N, K]
     best = _first(worth, count) & old

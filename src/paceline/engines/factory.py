@@ -11,6 +11,7 @@ from paceline.engines.base import Engine
 from paceline.engines.collaborators import AttentionPattern, LayerExits
 from paceline.engines.kv_formats import GROUPED_KV
 from paceline.engines.part import Part
+from paceline.engines.sides import model_sides
 from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested, RoundedInputs
 
@@ -85,7 +86,7 @@ def open_engine(
     if name in ("reference", "static") or by_default:
         static = name == "static"
         kind, called = (Side.STATIC, name) if static else (Side.REFERENCE, "reference")
-        sides = {kind: f"the {called} engine"}
+        sides = {kind: f"the {called} engine", **model_sides(model.config)}
         if part is not None:
             sides[Side.PIPELINE] = "a pipeline"
         if threads is not None:
@@ -105,9 +106,9 @@ def open_engine(
         if static:
             return _static(model, place, weight_format, kv_limit)
         return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part, exits)
-    sides = {Side.NATIVE: "the native engine"}
+    sides = {Side.NATIVE: "the native engine", **model_sides(model.config)}
     if pattern is not None:
-        native = pattern.few_read or pattern.sparse_prefill
+        native = pattern.sparse_prefill or (pattern.few_read and pattern.few_read.native)
         kind = Side.PATTERN if native else Side.MASK_PATTERN
         sides[kind] = f"the attention pattern {pattern.name}"
         if kv_format in GROUPED_KV:

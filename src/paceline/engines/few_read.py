@@ -8,6 +8,9 @@ from enum import IntEnum
 RUN = 16  # positions that are chosen together
 
 
+_NATIVE = ("none", "mean", "bounds", "spread")  # summaries that the native kernels know
+
+
 class HeadRead(IntEnum):
     """What one KV head of a layer reads."""
 
@@ -25,7 +28,9 @@ class FewRead:
 
     Attributes:
         summary: by what runs are compared with a query: `mean` of their keys, `bounds` of each
-            dimension, or `none`.
+            dimension, `spread` (mean and variance of each dimension), `representatives` (some of
+            their keys), or `none`. With `clusters` single positions are chosen by the centroids of
+            the prompt's keys.
         top_k: score every key; each query head reads the values of the best positions.
         sinks: first runs, which are always read.
         local: last runs, the query's own included, which are always read; at least 1. A tree that
@@ -33,6 +38,10 @@ class FewRead:
         least: runs that are read at least, those included.
         share: of the runs that a query sees, how many are read, those included; the larger of the
             two counts.
+        representatives: keys of a run that stand for it.
+        following: runs behind a run whose queries choose its representatives.
+        clusters: centroids for each position of a prompt.
+        levels: 2 if clusters are chosen among those of the best clusters of centroids.
     """
 
     summary: str = "mean"
@@ -41,3 +50,17 @@ class FewRead:
     local: int = 4
     least: int = 0
     share: float = 0.1
+    representatives: int = 0
+    following: int = 0
+    clusters: float = 0.0
+    levels: int = 1
+
+    @property
+    def native(self) -> bool:
+        """Whether the native engine can choose so."""
+        return self.summary in _NATIVE
+
+    @property
+    def remembers(self) -> bool:
+        """Whether choices depend on earlier queries or on what was found of a prompt."""
+        return not self.native

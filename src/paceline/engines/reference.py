@@ -19,14 +19,13 @@ from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept, check_rows
-from paceline.engines.choose_blocks import choose_blocks
-from paceline.engines.choose_runs import choose_runs
 from paceline.engines.collaborators import AttentionPattern
 from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.part import Part
+from paceline.engines.pattern_mask import PatternMask
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.sparse_prefill import (
     BLOCK,
@@ -42,6 +41,8 @@ from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
 from paceline.models.config import ModelConfig
+from paceline.models.dual_chunk import score_change
+from paceline.models.rope import DUAL_CHUNK, Rope
 from paceline.models.tensors import Linear, to_dense
 
 STORED = "stored"  # the format of matrices that are expanded while their layer runs
@@ -144,9 +145,9 @@ class ReferenceEngine(Engine):
             self._take_latents(weights)
         if kv_limit is not None:
             self.kv_limit = kv_limit
-        self._reads: list[list[int]] | None = None  # [layers][H_kv], see `few_read`
+        self._mask = None if pattern is None else PatternMask(config, pattern, None)
         if pattern is not None and pattern.few_read is not None:
-            self._reads = pattern.head_reads(self)
+            self._mask = PatternMask(config, pattern, pattern.head_reads(self))
 
     def _take_latents(self, weights: Mapping[str, Linear | Floats]) -> None:
         """Let layers whose keys and values are made of a latent cache that."""
@@ -174,6 +175,7 @@ class ReferenceEngine(Engine):
     def memory(self) -> Memory:
         """The pages of keys and values now. No page is shared."""
         row = sum(sides * heads * size for sides, heads, size in self._cached)
+        row += 0 if self._mask is None else self._mask.query_floats
         used = sum(len(sequence.pages) + sequence.query_pages for sequence in self._live)
         return Memory(PAGE * row * self.dtype.itemsize, used, 0, used, self._limit)
 
@@ -197,6 +199,7 @@ class ReferenceEngine(Engine):
                 torch.empty(sides, heads, 0, size, dtype=self.dtype, device=self._device)
                 for sides, heads, size in self._cached
             ],
+            memory=None if self._mask is None else self._mask.memory,
         )
         self._live.add(sequence)
         return sequence
@@ -326,7 +329,8 @@ class ReferenceEngine(Engine):
         own = _own(sequence)
         if self._sparse_prefill is not None:
             return min(own.length, own.prompt) // BLOCK * BLOCK
-        return own.length if self._reads is None else min(own.length, own.prompt)
+        few = self.pattern is not None and self.pattern.few_read is not None
+        return min(own.length, own.prompt) if few else own.length
 
     def prompt_chunk(self, sequence: Cached, size: int) -> int:
         """Return how many tokens a pass takes; see `Engine.prompt_chunk`."""
@@ -512,9 +516,10 @@ class ReferenceEngine(Engine):
                 seen = grouped.seen
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
             hidden: blocks.Mask = mask
-            if self.pattern is not None:
-                held = self._tensor(np.r_[: sequence.length, positions])
-                hidden = partial(self._hide, index, mask, where, held, chain, sequence.prompt)
+            if self._mask is not None:
+                hidden = self._mask.of_layer(sequence, index, mask, where, chain)
+            elif layer.rope is not None and layer.rope.scaling == DUAL_CHUNK:
+                hidden = partial(self._dual_chunks, sequence.length, where, layer.rope, mask)
             rotation = blocks.rotation_of(layer, where)
             cache: blocks.Cache | blocks.LatentCache = extend_cache
             if "latent" in weights:
@@ -553,34 +558,12 @@ class ReferenceEngine(Engine):
         logits = blocks.head(x, self.config, self._outer, ids)
         return np.asarray(logits.cpu().numpy(), np.float32)
 
-    def _hide(
-        self,
-        layer: int,
-        mask: Tensor,
-        at: Tensor,
-        held: Tensor,
-        chain: bool,
-        prompt: int,
-        queries: Tensor,
-        keys: Tensor,
+    def _dual_chunks(
+        self, length: int, at: Tensor, rope: Rope, mask: Tensor, queries: Tensor, keys: Tensor
     ) -> Tensor:
-        """Return the mask [H, N, S] of a layer with what the attention pattern leaves out."""
-        assert self.pattern is not None
-        queries = queries * self.config.attention_scale
-        if self._sparse_prefill is not None:
-            if layer < self._sparse_prefill.dense or self.config.layers[layer].window is not None:
-                return mask
-            softcap = self.config.attention_softcap
-            read = choose_blocks(self._sparse_prefill, queries, keys, at, held, prompt, softcap)
-            return mask.masked_fill(~read, -torch.inf)
-        if self.pattern.few_read is None:
-            read = self.pattern.mask(layer, queries, keys, at, held, chain)
-            return mask.masked_fill(~read, -torch.inf)
-        if self._reads is None:  # the pattern is about to say what heads read
-            return mask
-        window, reads = self.config.layers[layer].window, self._reads[layer]
-        read = choose_runs(self.pattern.few_read, queries, keys, at, held, chain, window, reads)
-        return mask.masked_fill(~(read | (at < prompt)[:, None]), -torch.inf)
+        """Return the mask with what dual chunk attention changes in scores, [H, N, S]."""
+        held = torch.cat([torch.arange(length, device=at.device), at])
+        return mask + score_change(queries, keys, at, held, rope, self.config)
 
     def _cache(
         self, sequence: ReferenceCache, index: int, keys: Tensor, values: Tensor

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from paceline.core import Tokens, TokenTree
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.read_memory import ReadMemory
 from paceline.engines.surprisals import Surprisals
 from paceline.errors import RequestError
 from paceline.models.config import LayerConfig
@@ -40,6 +41,7 @@ class ReferenceCache:
         query_pages: pages that these are counted as.
         surprisals: of committed tokens; None where they are not tracked.
         queries: those of the pending nodes [H, N, D], for each layer.
+        memory: what an attention pattern remembers; None: nothing.
     """
 
     numbers: Iterator[int]
@@ -59,6 +61,7 @@ class ReferenceCache:
     query_pages: int = 0
     surprisals: Surprisals | None = None
     queries: list[Tensor] = field(default_factory=list)
+    memory: ReadMemory | None = None
 
     def held(self, layer: int) -> int:
         """Return how many committed rows a layer holds."""
@@ -117,6 +120,8 @@ class ReferenceCache:
             self.mass = [_add_weights(mass, weights, nodes) for mass, weights in masses]
         if self.surprisals is not None:
             self.surprisals.commit(nodes.cpu().numpy())
+        if self.memory is not None:
+            self.memory.commit(nodes)
         if self.window:
             joined = (
                 torch.cat([old, new[:, nodes]], 1)
@@ -151,6 +156,8 @@ class ReferenceCache:
             )
         if self.surprisals is not None:
             self.surprisals.truncate(length)
+        if self.memory is not None:
+            self.memory.truncate(length)
         if not length:
             self.recent = [queries[:, :0] for queries in self.recent]
             self.positions, self.evicted = None, 0
@@ -192,6 +199,7 @@ class ReferenceCache:
             recent=list(self.recent),
             query_pages=self.query_pages,
             surprisals=None if self.surprisals is None else self.surprisals.fork(),
+            memory=None if self.memory is None else self.memory.fork(),
         )
 
     def resize(self, pages: int) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side
 from paceline.engines.kv_formats import GROUPED_KV
+from paceline.models.config import ModelConfig
+from paceline.models.rope import DUAL_CHUNK
 
 if TYPE_CHECKING:
     from paceline.engines.base import Engine
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 def engine_sides(engine: Engine) -> dict[Side, str]:
     """Return the attention pattern, exit policy and grouped cache that an engine has."""
-    sides: dict[Side, str] = {}
+    sides = model_sides(engine.config)
     if engine.pattern is not None:
         sides[Side.PATTERN] = f"the attention pattern {engine.pattern.name}"
     if engine.exits is not None:
@@ -21,3 +23,11 @@ def engine_sides(engine: Engine) -> dict[Side, str]:
     if engine.kv_format in GROUPED_KV:
         sides[Side.GROUPED_KV] = f"kv_format={engine.kv_format}"
     return sides
+
+
+def model_sides(config: ModelConfig) -> dict[Side, str]:
+    """Return the dual chunk attention of a model whose context was extended so."""
+    ropes = [layer.rope for layer in config.layers if layer.rope is not None]
+    if all(rope.scaling != DUAL_CHUNK for rope in ropes):
+        return {}
+    return {Side.DUAL_CHUNK: f"rope={DUAL_CHUNK}"}

@@ -9,6 +9,8 @@ import numpy as np
 
 from paceline.core import Floats
 
+DUAL_CHUNK = "dual_chunk"  # no checkpoint has it; see `models.dual_chunk`
+
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 # Rows are computed in multiples of this, so that no value falls into the scalar tail of a
@@ -23,8 +25,9 @@ class Rope:
     Attributes:
         theta: base of the frequencies.
         dim: rotated values of each head, even.
-        scaling: `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn` (arXiv 2309.00071) or
-            `longrope` (arXiv 2402.13753, within the original context only).
+        scaling: `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn` (arXiv 2309.00071),
+            `longrope` (arXiv 2402.13753, within the original context only), or `dual_chunk`, of
+            which `table` is that of keys: positions begin anew in every chunk.
         parameters: the scaling's settings, as sorted pairs.
         divisors: one for each frequency, [dim / 2], for `longrope`.
         adjacent: values 2i and 2i + 1 of a head turn together (Cohere, GLM, ERNIE); otherwise
@@ -52,6 +55,8 @@ class Rope:
         rows = max(stop - start, 0)
         padded = -(-rows // _BLOCK) * _BLOCK
         positions = np.arange(start, start + padded, dtype=np.float32)[:, None]
+        if self.scaling == DUAL_CHUNK:
+            positions = positions % np.float32(dict(self.parameters)["chunk"])
         angles = positions * self._frequencies(positions)
         scale = np.float32(self.amplitude)
         return (np.cos(angles) * scale)[:rows], (np.sin(angles) * scale)[:rows]

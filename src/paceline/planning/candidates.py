@@ -152,7 +152,8 @@ def attentions(goal: Goal, cached: float) -> list[str]:
 def _reads_few(name: str) -> bool:
     """Return whether a pattern reads few positions while decoding, in the native engine."""
     method = registry.patterns.visible()[name]
-    return not registry.required(method) and method().few_read is not None
+    rule = None if registry.required(method) else method().few_read
+    return rule is not None and bool(rule.native)
 
 
 def goes_together(cache: CacheForm) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from paceline.models.config import LayerConfig, ModelConfig
-from paceline.models.rope import Rope
+from paceline.models.rope import DUAL_CHUNK, Rope
 
 _CHECKED_POSITIONS = 64
 _NOT_COMPARED = ("family", "norm_offset", "layers", "eos", "bos")
@@ -64,7 +64,7 @@ def _same_rope(one: Rope | None, two: Rope | None) -> bool:
         return False
     if one.query_growth and one.query_length != two.query_length:
         return False
-    if "dynamic" in (one.scaling, two.scaling):
+    if {"dynamic", DUAL_CHUNK} & {one.scaling, two.scaling}:
         return one == two
     (cos, sin), (cos2, sin2) = (rope.table(0, _CHECKED_POSITIONS) for rope in (one, two))
     return np.allclose(cos, cos2, atol=1e-4) and np.allclose(sin, sin2, atol=1e-4)
