@@ -48,6 +48,8 @@ class Batches:
         good = answer[:last] & (text[:last] == text[depth + 1 :])
         good &= (lanes % HELD == 0) == held
         self.lanes, self.starts = good.T.nonzero(as_tuple=True)  # one lane behind the other
+        if not len(self.starts):
+            raise SystemExit("the answers are too short to train on; give more tokens or minutes")
 
     def batch(self, chosen: Tensor) -> tuple[HeadBatch, Tensor]:
         """Return the batch of positions [N], and the tokens [U] of its columns of logits."""

@@ -8,11 +8,17 @@ import torch
 
 from paceline import LM
 from paceline.drafters.heads.base import HeadBatch, HeadTarget, load_head, save_head
+from paceline.drafters.heads.chimera import Chimera
 from paceline.drafters.heads.eagle import Eagle
 from paceline.errors import MethodError, ModelError
 from tests.conftest import shared
 
-HEADS = (Eagle(depth=3, window=5), Eagle(depth=2, window=40, width=1))
+HEADS = (
+    Eagle(depth=3, window=5),
+    Eagle(depth=2, window=40, width=1),
+    Chimera(depth=3, window=5),
+    Chimera(depth=2, window=40),
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,21 +73,22 @@ def test_an_untrained_layer_leaves_the_state_as_it_is(head):
     torch.testing.assert_close(logits, hidden @ target.unembedding.T)
 
 
-def test_texts_of_one_position_are_a_batch_too():
-    head, target = Eagle(depth=2, window=4), target_of()
+@pytest.mark.parametrize("head", [Eagle(depth=2, window=4), Chimera(depth=2, window=4)])
+def test_texts_of_one_position_are_a_batch_too(head):
+    target = target_of()
     batch = HeadBatch(torch.ones(3, 32), torch.tensor([[1, 2, 3]] * 3))
     found = head.batch_logits(parameters_of(head, target), target, batch)
     assert [each.shape for each in found] == [(3, 50)] * 2
 
 
-@pytest.fixture(scope="module")
-def random_head(tmp_path_factory):
+@pytest.fixture(scope="module", params=[Eagle(depth=4, window=8), Chimera(depth=4, window=8)])
+def random_head(request, tmp_path_factory):
     """A head with random layers of little weight: it drafts, and is wrong often enough."""
     path = shared("models", "stories260K")
     with LM(path, drafter="plain", budget=0) as lm:
         embedding = torch.tensor(np.asarray(lm.model.weights["embed"], np.float32))
         target = HeadTarget(lm.model.config.hidden_size, len(embedding), embedding, embedding)
-        head = Eagle(depth=4, window=8)
+        head = request.param
         parameters = {n: t * 0.1 for n, t in parameters_of(head, target).items()}
         folder = tmp_path_factory.mktemp("head")
         save_head(folder, head, parameters, target, lm.model.fingerprint())
@@ -113,7 +120,7 @@ def test_a_head_of_another_window_is_refused(random_head, tmp_path):
     for window in (4, 9):
         other = dataclasses.replace(loaded.head, window=window)
         save_head(tmp_path, other, loaded.parameters, target, "")
-        with pytest.raises(ModelError, match="are not those of eagle"):
+        with pytest.raises(ModelError, match=f"are not those of {loaded.head.name}"):
             load_head(tmp_path, target)
     with pytest.raises(MethodError, match="eagle:window is 0"):
         Eagle(window=0)

@@ -23,6 +23,7 @@ SPECS = (
     "hydra:depth=2",
     "recurrent:depth=2,width=1",
     "eagle:depth=2,window=6",
+    "chimera:depth=2,window=6",
     "exit_adapter:layers=2,width=1",
 )
 

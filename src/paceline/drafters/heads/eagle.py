@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 from typing import TYPE_CHECKING
 
 from paceline.core import Exactness
+from paceline.drafters.heads.attention import attend, head_count, neighbours, norm
 from paceline.drafters.heads.base import ContextHead, HeadBatch, HeadTarget, embed_path
 from paceline.registry import Source, check_range, heads
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.drafters.heads.base import Parameters
-
-_HEAD_DIM = 64  # of the layer's attention; the largest common divisor with D
 
 
 @heads.register("eagle", Exactness.EXACT)
@@ -57,14 +55,13 @@ class Eagle(ContextHead):
     def shapes(self, target: HeadTarget) -> dict[str, tuple[int, ...]]:
         """Return the input matrix F, those of the layer, and the bias [H, distances]."""
         size, inner = target.hidden_size, target.hidden_size * self.width
-        heads_count = size // gcd(size, _HEAD_DIM)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys("qkvo", (size, size))
         return shapes | {
             "in": (size, 2 * size),
             "gate": (inner, size),
             "up": (inner, size),
             "down": (size, inner),
-            "bias": (heads_count, self.window + self.depth),
+            "bias": (head_count(size), self.window + self.depth),
         }
 
     def initial(self, target: HeadTarget, seed: int) -> dict[str, Tensor]:
@@ -117,18 +114,10 @@ class Eagle(ContextHead):
         self, parameters: Parameters, target: HeadTarget, batch: HeadBatch
     ) -> list[Tensor]:
         """Return the logits of each depth, for runs of neighbours that attend to one another."""
-        import torch
-
         count, size = len(batch.hidden), target.hidden_size
         run = self.run if batch.at is not None and count % self.run == 0 else 1
         state = batch.hidden.view(-1, run, size)  # [B, T, D]
-        device = batch.hidden.device
-        place = torch.arange(run, device=device)
-        distance = place[:, None] - place  # [T, T]
-        at = torch.arange(count, device=device) if batch.at is None else batch.at
-        text = at.view(-1, run) - place  # the same for neighbours of one text
-        seen = (distance >= 0) & (distance <= self.window) & (text[:, :, None] == text[:, None])
-        unseen = torch.zeros(seen.shape, device=device).masked_fill(~seen, -torch.inf)[:, None]
+        distance, unseen = neighbours(batch, run, self.window)
         own: list[tuple[Tensor, Tensor]] = []  # keys and values of the steps after the first
         logits, rows = [], (state, state)
         for step in range(batch.tokens.shape[1] - 1):
@@ -147,20 +136,14 @@ def _position(parameters: Parameters, target: HeadTarget, hidden: Tensor, token:
     import torch
     from torch.nn import functional as F
 
-    pair = torch.cat([_norm(hidden), embed_path(target, token)], -1)
+    pair = torch.cat([norm(hidden), embed_path(target, token)], -1)
     return hidden + F.linear(pair, parameters["in"])
-
-
-def _norm(x: Tensor) -> Tensor:
-    from torch.nn import functional as F
-
-    return F.rms_norm(x, x.shape[-1:])
 
 
 def _keys_values(parameters: Parameters, given: Tensor) -> tuple[Tensor, Tensor]:
     from torch.nn import functional as F
 
-    normed = _norm(given)
+    normed = norm(given)
     return F.linear(normed, parameters["k"]), F.linear(normed, parameters["v"])
 
 
@@ -173,36 +156,12 @@ def _layer(
     own: list[tuple[Tensor, Tensor]] | None = None,
     nearer: Tensor | None = None,
 ) -> Tensor:
-    """Return the layer's output of positions.
-
-    Args:
-        parameters: of the head.
-        given: [B, T, D].
-        keys: [B, S, D], of positions that several of the T read.
-        values: likewise.
-        bias: [..., H, T, S], added to the scores; -inf where a position is not read.
-        own: keys and values [B, T, D] that only the position in the same place reads.
-        nearer: [1, H, 1, len(own)], added to their scores.
-    """
-    import torch
+    """Return the layer's output of positions [B, T, D]; arguments as those of `attend`."""
     from torch.nn import functional as F
 
-    count, dim = len(parameters["bias"]), given.shape[-1] // len(parameters["bias"])
-
-    def split(x: Tensor) -> Tensor:  # [B, T, D] -> [B, H, T, dim]
-        return x.view(*x.shape[:-1], count, dim).transpose(-2, -3)
-
-    query = split(F.linear(_norm(given), parameters["q"])) / dim**0.5
-    scores = query @ split(keys).transpose(-1, -2) + bias  # [B, H, T, S]
-    length = scores.shape[-1]
-    if own and nearer is not None:
-        beside = [(query * split(key)).sum(-1, keepdim=True) for key, _ in own]
-        scores = torch.cat([scores, torch.cat(beside, -1) + nearer], -1)
-    shares = scores.softmax(-1)
-    mixed = shares[..., :length] @ split(values)
-    for index, (_, value) in enumerate(own or ()):
-        mixed = mixed + shares[..., length + index, None] * split(value)
-    after = given + F.linear(mixed.transpose(-2, -3).flatten(-2), parameters["o"])
-    normed = _norm(after)
+    queries = F.linear(norm(given), parameters["q"])
+    mixed = attend(queries, keys, values, bias, own, nearer)
+    after = given + F.linear(mixed, parameters["o"])
+    normed = norm(after)
     inner = F.silu(F.linear(normed, parameters["gate"])) * F.linear(normed, parameters["up"])
     return after + F.linear(inner, parameters["down"])
