@@ -198,11 +198,12 @@ class Planner:
             best = min(within, key=lambda each: each.forecast.memory)
             text += f", and within that loss {_described(best)}"
         unknown = [each for each in possible if each.loss is None and not each.exact]
-        least = min(unknown, key=lambda each: each.forecast.memory, default=smallest)
-        if least.forecast.memory < smallest.forecast.memory:
-            size = _megabytes(least.forecast.memory)
+        fitting = [each for each in unknown if each.forecast.memory <= (goal.memory or 0)]
+        if fitting:  # the largest loses least
+            most = max(fitting, key=lambda each: each.forecast.memory)
+            size = _megabytes(most.forecast.memory)
             text += (
-                f"; {least.setup.title} would take {size}, but its loss is not measured: the same "
+                f"; {most.setup.title} would take {size}, but its loss is not measured: the same "
                 "command with more --minutes goes on"
             )
         return f"{text}; ask for more memory, more loss, a shorter context or fewer users"
