@@ -264,7 +264,10 @@ std::optional<size_t> Weights::layer_index(const std::string& name) const {
 }
 
 bool Weights::complete(size_t layer) const {
-    const unsigned absent = shape_.gated ? 0 : 1u << gate;
+    unsigned absent = shape_.gated ? 0 : 1u << gate;
+    for (unsigned part = 0; part < parts; ++part)
+        if (!(part < gate ? shape_.layers[layer].heads : shape_.layers[layer].intermediate))
+            absent |= 1u << part;
     return (layers[layer].seen | absent) == (1u << parts) - 1;
 }
 

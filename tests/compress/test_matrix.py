@@ -63,6 +63,7 @@ RECIPES = {
     for name, method in family.methods().items()
     if method.__module__.startswith("paceline.")
 } | {
+    "pst": "wanda+pst:steps=2,rank=2",
     "pruner and quantizer": "sparsegpt:pattern=2:4+gptq:bits=3,group=32",
     "pruner and correction": "wanda:pattern=2:4+eora:rank=8",
     "pruner, quantizer and correction": "dass+rtn:bits=4,group=32+eora:rank=4",

@@ -303,7 +303,12 @@ class ModelTuner(Compressor, ABC):
     """A method that trains what is stored of a whole model, once its blocks are compressed.
 
     All of the model is in memory, unlike with other methods.
+
+    Attributes:
+        keeps_codes: it leaves what matrices are stored as alone, or at least their zeros.
     """
+
+    keeps_codes: ClassVar[bool] = False
 
     @abstractmethod
     def tune(self, model: CompressedModel) -> list[dict[str, Linear | Tensor]]:

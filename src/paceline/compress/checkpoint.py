@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Target:
         config: ModelConfig,
         kept: Sequence[tuple[int, LayerConfig]],
         biases: frozenset[str],
+        made: ModelConfig,
     ) -> Target:
         """Return what is written of a model some of whose parts were left out.
 
@@ -76,9 +78,27 @@ class Target:
             config: of the model that is compressed.
             kept: for each layer that is left, its index there, and its new shape.
             biases: matrices that got a bias.
+            made: config of what is left.
+
+        Raises:
+            ModelError: config.json has no words for another hidden size of this family.
         """
         added = shape_settings(self.settings, config.layers, kept, biases)
-        return replace(self, settings={**self.settings, **added})
+        settings = {**self.settings, **added}
+        if (made.hidden_size, made.tied) != (config.hidden_size, config.tied):
+            settings |= {
+                "hidden_size": made.hidden_size,
+                "head_dim": made.layers[0].head_dim,
+                "tie_word_embeddings": made.tied,
+            }
+            read = read_config({**settings, "quantization_config": None})[0]
+            offset = config.norm_offset - read.norm_offset
+            if replace(read, norm_offset=read.norm_offset + offset) != made:
+                raise ModelError(
+                    f"the config.json of {config.family} cannot say a hidden size of "
+                    f"{made.hidden_size}; take narrow or layer_drop"
+                )
+        return replace(self, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,13 @@ class Size:
 
 
 def write_checkpoint(
-    folder: Path, model: Model, recipe: Recipe, target: Target, work: WorkFolder, layers: int
+    folder: Path,
+    model: Model,
+    recipe: Recipe,
+    target: Target,
+    work: WorkFolder,
+    layers: int,
+    outer: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> Size:
     """Write the finished blocks and what lies outside them into a folder.
 
@@ -115,12 +141,13 @@ def write_checkpoint(
         target: settings and tokenizer.
         work: holds the finished blocks.
         layers: how many there are.
+        outer: float32 tensors outside the blocks that are new.
 
     Raises:
         ModelError: it cannot be written.
         MethodError: the recipe of the head does not fit it.
     """
-    arrays = _outer(model, recipe)
+    arrays = _outer(model, recipe, outer)
     for index in range(layers):
         tensors = read_file(work.final_file(index))
         arrays |= {name: (each.dtype, each.values) for name, each in tensors.items()}
@@ -133,17 +160,19 @@ def write_checkpoint(
     return _size(arrays)
 
 
-def _outer(model: Model, recipe: Recipe) -> Arrays:
+def _outer(
+    model: Model, recipe: Recipe, new: Mapping[str, NDArray[Any]] = MappingProxyType({})
+) -> Arrays:
     """Return what lies outside the blocks: as it is stored, or as the head's recipe says."""
     arrays: Arrays = {}
-    for name in model.weights:
-        if name.startswith("layers."):
-            continue
-        weight: Any = model.weights.stored(name)
+    names = [name for name in model.weights if not name.startswith("layers.")]
+    for name in dict.fromkeys([*names, *new]):
+        weight: Any = Stored("F32", new[name]) if name in new else model.weights.stored(name)
         if recipe.head.compressors and name in ("embed", "head"):
             import torch
 
-            values = torch.from_numpy(np.array(model.weights.dense(name)))
+            dense = new[name] if name in new else model.weights.dense(name)
+            values = torch.from_numpy(np.array(dense))
             weight = recipe.head.compress(values, Statistics())
         if isinstance(weight, Stored):
             arrays[name] = (weight.dtype, weight.values)

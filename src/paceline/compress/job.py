@@ -131,7 +131,7 @@ class CompressionJob:
         tick(done + len(self.model.config.layers) - layers)
         if done < layers:
             gradients = self._gradients(work, source.model)
-            inputs = work.hidden(done) if done else self._embed(texts)
+            inputs = work.hidden(done) if done else self._first_inputs(source, texts)
             for block in compress_blocks(config, layer, inputs, self.recipe, done, gradients):
                 self._check_block(block)
                 work.save(block)
@@ -142,8 +142,9 @@ class CompressionJob:
         shutil.rmtree(draft, ignore_errors=True)
         target = self._target
         if self.recipe.structures:
-            target = target.reshaped(self.model.config, source.kept, source.biases)
-        size = write_checkpoint(draft, self.model, self.recipe, target, work, layers)
+            target = target.reshaped(self.model.config, source.kept, source.biases, config)
+        outer = self._new_outer(source)
+        size = write_checkpoint(draft, self.model, self.recipe, target, work, layers, outer)
         size = self._finish(draft, size)
         work.remove()
         return size
@@ -183,6 +184,18 @@ class CompressionJob:
 
         tokens = torch.from_numpy(texts.tokens)
         return WholeModel(self.model.config, self._layer, outer, tokens)
+
+    def _first_inputs(self, source: Restructured, texts: Calibration) -> Tensor:
+        """Return what goes into the first block of what is compressed."""
+        if self._new_outer(source):
+            return source.model.embed(source.model.texts).contiguous()
+        return self._embed(texts)
+
+    def _new_outer(self, source: Restructured) -> dict[str, np.ndarray]:
+        """Return the tensors outside the layers that structures made."""
+        if not any(method.changes_hidden for method in self.recipe.structures):
+            return {}
+        return {name: each.numpy() for name, each in source.model.outer.items()}
 
     def _embed(self, texts: Calibration) -> Tensor:
         """Return what goes into the first block; only the rows that occur are read."""
@@ -230,6 +243,7 @@ class CompressionJob:
             [work.block(index) for index in layers],
             source.texts,
             bool(self.recipe.transforms),
+            work.path,
         )
         work.keep_tuned(self.recipe.model_tuner.tune(model))
 

@@ -57,6 +57,8 @@ def _check_zeros(methods: Sequence[Compressor]) -> None:
             "take rtn or gptq with even levels, or leave one of them out"
         )
     for tuner in methods:
+        if isinstance(tuner, ModelTuner) and tuner.keeps_codes:
+            continue
         if isinstance(tuner, BlockTuner | ModelTuner):
             raise MethodError(
                 f"{tuner.name} moves the codes of all weights, and would fill the zeros that "

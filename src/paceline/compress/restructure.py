@@ -73,10 +73,15 @@ class Restructured:
         ]
         biases = self.biases | method.added_biases
         files = [_file(folder, step, place) for place in range(len(kept))]
-        layer = _reader(self.model.layer, kept, files, biases, self.model.config.hidden_size)
+        hidden, tied = state.get("outer") or (None, None)
         config = replace(self.model.config, layers=tuple(shape for _, shape in kept))
+        outer = self.model.outer
+        if hidden is not None:
+            config = replace(config, hidden_size=int(hidden), tied=bool(tied))
+            outer = dict(outer) | _outer(folder, step)
+        layer = _reader(self.model.layer, kept, files, biases, config.hidden_size)
         return Restructured(
-            replace(self.model, config=config, layer=layer),
+            replace(self.model, config=config, layer=layer, outer=outer),
             tuple((self.kept[source][0], shape) for source, shape in kept),
             biases,
             (*self.notes, str(state["note"])),
@@ -99,7 +104,26 @@ def _keep(folder: Path, step: int, made: Structure, done: Path) -> None:
         entries.append({"source": layer.source, **sizes})
         arrays = {name: ("F32", each.contiguous().numpy()) for name, each in layer.tensors.items()}
         write_arrays(_file(folder, step, place), arrays)
-    write_json(done, {"layers": entries, "note": made.note})
+    state: dict[str, object] = {"layers": entries, "note": made.note}
+    if made.config is not None:
+        arrays = {name: ("F32", each.contiguous().numpy()) for name, each in made.outer.items()}
+        write_arrays(_outer_file(folder, step), arrays)
+        state["outer"] = [made.config.hidden_size, made.config.tied]
+    write_json(done, state)
+
+
+def _outer_file(folder: Path, step: int) -> Path:
+    return folder / f"structure-{step}-outer.safetensors"
+
+
+def _outer(folder: Path, step: int) -> dict[str, Tensor]:
+    """Return the tensors outside the layers that a method made."""
+    import torch
+
+    return {
+        name: torch.from_numpy(np.array(each.values))
+        for name, each in read_file(_outer_file(folder, step)).items()
+    }
 
 
 def _reader(

@@ -11,6 +11,8 @@ from paceline.compress.reconstruct.objective import round_through
 from paceline.compress.reconstruct.split import TextSplit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from paceline.models.blocks import LayerWeights
@@ -30,6 +32,7 @@ class CompressedModel:
         texts: int64 [B, T], of calibration.
         scaled: whether transforms changed the matrices before they were compressed, so that
             `layers` are not what they stand for.
+        folder: where long work keeps what it has, to go on after an interruption; or None.
     """
 
     config: ModelConfig
@@ -38,6 +41,7 @@ class CompressedModel:
     stored: Sequence[Mapping[str, Linear | Tensor]]
     texts: Tensor
     scaled: bool
+    folder: Path | None = None
 
     def latent(self, index: int, name: str) -> Tensor:
         """Return what the codes of a matrix stand for, float32 [out, in]: the weights themselves.

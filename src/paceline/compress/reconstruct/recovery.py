@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,6 +27,16 @@ _HEADED = 64  # positions whose logits are in memory at once, so that caches hol
 _KEPT = 30.0  # seconds between two states that an interrupted training goes on from
 
 
+class TunedLayer(Protocol):
+    """A layer of which a part is trained."""
+
+    def groups(self) -> list[tuple[Tensor, float]]:
+        """Return the parameters with their factors of the rate."""
+
+    def weights(self) -> LayerWeights:
+        """Return what a block multiplies with, differentiable."""
+
+
 class TrainedLayer:
     """A layer of which a part is trained.
 
@@ -36,20 +46,27 @@ class TrainedLayer:
             `rank` that is added to it; `all`: everything.
         rank: of the products.
         generator: of their first values.
+        masked: matrices to which a product is added where they are not zero.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], parameters: str, rank: int, generator: object
+        self,
+        weights: Mapping[str, Tensor],
+        parameters: str,
+        rank: int,
+        generator: object,
+        masked: Collection[str] = (),
     ) -> None:
         import torch
 
         self._fixed = dict(weights)
+        self._masks = {name: (weights[name] != 0).float() for name in masked}
         self.trained: dict[str, Tensor] = {}
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, each in weights.items():
             if name not in MATRICES or parameters == "all":
                 self.trained[name] = each.clone().requires_grad_()
-            elif parameters == "lora":
+            elif parameters == "lora" or name in masked:
                 down = torch.randn(rank, each.shape[1], generator=generator)  # type: ignore[call-overload]
                 down = down / each.shape[1] ** 0.5
                 up = torch.zeros(each.shape[0], rank)
@@ -68,13 +85,23 @@ class TrainedLayer:
             matrix, (down, up) = self._fixed[name], self._pairs[name]
             return lambda x: F.linear(x, matrix) + F.linear(F.linear(x, down), up)
 
-        products = {name: product(name) for name in self._pairs}
-        return {**self._fixed, **self.trained, **products}  # type: ignore[dict-item]
+        products = {name: product(name) for name in self._pairs if name not in self._masks}
+        return {**self._fixed, **self.trained, **products, **self._merged(self._masks)}  # type: ignore[dict-item]
 
     def final(self) -> dict[str, Tensor]:
         """Return the tensors that training changed; products are added to their matrices."""
-        merged = {name: self._fixed[name] + up @ down for name, (down, up) in self._pairs.items()}
+        merged = self._merged(self._pairs)
         return {name: each.detach() for name, each in {**self.trained, **merged}.items()}
+
+    def _merged(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return matrices with their products; zeros of a pruner stay."""
+        merged = {}
+        for name in names:
+            down, up = self._pairs[name]
+            product = up @ down
+            mask = self._masks.get(name)
+            merged[name] = self._fixed[name] + (product if mask is None else mask * product)
+        return merged
 
 
 @dataclass
@@ -94,7 +121,7 @@ class Recovery:
 
     student: WholeModel
     teacher: WholeModel
-    layers: Sequence[TrainedLayer]
+    layers: Sequence[TunedLayer]
     batch: int
     half: bool = False
     seed: int = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from paceline.compress.base import Compressor
 from paceline.compress.whole_model import WholeModel, divergence, run_frozen
 from paceline.errors import MethodError
-from paceline.models.config import LayerConfig
+from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.tensor_names import has_part
 from paceline.registry import check_range
 
@@ -44,10 +44,14 @@ class Structure:
     Attributes:
         layers: that are left, in order.
         note: what the card tells, one sentence.
+        outer: float32 tensors outside the layers that are new, by name.
+        config: of the model, where more than its layers changes: hidden size, a head of its own.
     """
 
     layers: Sequence[KeptLayer]
     note: str
+    outer: Mapping[str, Tensor] = field(default_factory=dict)
+    config: ModelConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,12 @@ class StructureMethod(Compressor, ABC):
         whole_layers: it leaves whole layers out and changes nothing else of the model's shape, so
             that formats with one shape for all layers can hold the result.
         added_biases: matrices that get a bias in all layers.
+        changes_hidden: it may change the hidden size, and untie embedding and head.
     """
 
     whole_layers: ClassVar[bool] = False
     added_biases: ClassVar[frozenset[str]] = frozenset()
+    changes_hidden: ClassVar[bool] = False
 
     @abstractmethod
     def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paceline.compress.structure.base import KeptLayer, Structure
-from paceline.compress.structure.layer_drop import LayerDrop
+from paceline.compress.structure.base import Structure
 from paceline.compress.structure.widths.moments import Moments
 from paceline.compress.structure.widths.pruner import LayerScores, WidthPruner, parts_of, per_unit
 from paceline.compress.structure.widths.removal import damped
@@ -58,27 +57,13 @@ class COMP(WidthPruner):
 
     def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
         """See `StructureMethod`."""
-        if not self.layers:
-            return super().restructure(model, base, folder)
         count = len(model.config.layers)
         if self.layers >= count:
             raise MethodError(
                 f"{self.name}:layers is {self.layers}, expected fewer than the {count} layers of "
                 "this model"
             )
-        dropped = LayerDrop(count=self.layers, by="cosine").restructure(model, base, folder)
-        sources = [layer.source for layer in dropped.layers]
-        left = model.with_layers(
-            (layer.shape, model.layer(layer.source)) for layer in dropped.layers
-        )
-        share = 1 - (1 - self.share) * model.matrix_weights / left.matrix_weights
-        if share < 0.01:
-            return Structure(dropped.layers, f"{dropped.note} No channels had to go.")
-        made = WidthPruner.restructure(replace(self, share=share), left, base, folder)
-        layers = [
-            KeptLayer(sources[layer.source], layer.shape, layer.tensors) for layer in made.layers
-        ]
-        return Structure(layers, f"{dropped.note} {made.note}")
+        return self.after_dropping(self.layers, model, base, folder)
 
     def scores(self, model: WholeModel, base: WholeModel, folder: Path) -> list[LayerScores]:
         """Return how much of the output each unit can change, relative to all of it."""

@@ -54,7 +54,6 @@ class Recover(StructureMethod):
         note="for missing parts: zeros of a pruner are not kept; distils from the original",
     )
     catalogue = (393,)
-    missing = {393: "no masked products: it comes before pruners, and their zeros are not trained"}
     examples = ("recover:tokens=400,rank=2", "recover:tokens=400,parameters=norms")
 
     def __post_init__(self) -> None:

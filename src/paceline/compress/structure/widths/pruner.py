@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,35 @@ class WidthPruner(StructureMethod):
 
     def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
         """See `StructureMethod`."""
+        return self.cut(model, base, folder)
+
+    def after_dropping(
+        self, count: int, model: WholeModel, base: WholeModel, folder: Path
+    ) -> Structure:
+        """Return a model without `count` layers, and what is left of the share cut from the rest.
+
+        Layers go whose outputs are most similar to their inputs.
+        """
+        from paceline.compress.structure.layer_drop import LayerDrop
+
+        if not count:
+            return self.cut(model, base, folder)
+        dropped = LayerDrop(count=count, by="cosine").restructure(model, base, folder)
+        sources = [layer.source for layer in dropped.layers]
+        left = model.with_layers(
+            (layer.shape, model.layer(layer.source)) for layer in dropped.layers
+        )
+        share = 1 - (1 - self.share) * model.matrix_weights / left.matrix_weights
+        if share < 0.01:
+            return Structure(dropped.layers, f"{dropped.note} No channels had to go.")
+        made = replace(self, share=share).cut(left, base, folder)
+        layers = [
+            KeptLayer(sources[layer.source], layer.shape, layer.tensors) for layer in made.layers
+        ]
+        return Structure(layers, f"{dropped.note} {made.note}")
+
+    def cut(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
+        """Return a model without its lowest units; arguments are those of `restructure`."""
         check_sliceable(self.name, model.config, model.layer(0))
         shapes = model.config.layers
         scores = self.scores(model, base, folder)
