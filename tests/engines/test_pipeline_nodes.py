@@ -98,7 +98,7 @@ def test_a_node_that_dies_in_the_middle_of_a_pass_is_replaced(whole, split):
 
 
 def test_a_node_that_is_silent_is_given_up(whole, folder):
-    with opened(folder, Pipeline(2, silence=1)) as split:
+    with opened(folder, Pipeline(2, silence=4)) as split:
         ours, theirs = whole.start(TEXT), split.start(TEXT)
         os.kill(processes(split)[0].pid, signal.SIGSTOP)
         check_alike(whole, split, ours, theirs)
