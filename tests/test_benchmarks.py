@@ -29,8 +29,9 @@ SMOKE = {
     "step.py": "--shape tiny --format int8 --repeat 1 --sizes 1 4 --profile",
     "shapes.py": "--shape tiny --contexts 16 --rounds 1 --threads 1",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
-    "grouped.py": "--shape tiny --forms 3:32 4:64:zero --sizes 1 4 --rounds 1 --head-bits 6",
     "exits.py": SMALL + " --text {words} --windows 2 --length 8 --exits calm skip_decode",
+    "grouped.py": "--shape tiny --forms 3:32 4:64:zero 8:64:pairs 8:32:half --sizes 1 4 --rounds 1"
+    " --head-bits 6",
     "lookup.py": "--bits 2 3 --groups 32 --inputs 128 --megabytes 1 --rounds 1 --threads 1",
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",
     "peers.py": "--model {models}/stories260K --bits 16 --rounds 1 --prompt 16 --peer transformers",

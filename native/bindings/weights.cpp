@@ -8,6 +8,10 @@
 #include <algorithm>
 
 #include "bindings/engine.hpp"
+#include "engine/sparse_rows.hpp"
+#define PACELINE_ISA portable  // names are the same for all
+#include "kernels/formats/sparse_formats.hpp"
+#include "kernels/sparse_group.hpp"
 #include "support/file_mapping.hpp"
 
 namespace paceline {
@@ -110,11 +114,36 @@ GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Ma
             .levels = nested.levels ? nested.levels->data() : nullptr};
 }
 
+const std::vector<int32_t> no_numbers;
+
+std::vector<int32_t> numbers_of(const Ints& array) {
+    return {array.data(), array.data() + array.size()};
+}
+
+// The same with the room for the weights of a panel, for formats that keep those alone which are not
+// zero; at least one byte, as none means that there is no such format.
+uint64_t sparse_group(int bits, Codes codes, Matrix32 scales, std::optional<Zeros> zeros,
+                      Ints block_groups, size_t group) {
+    if (codes.shape(0) != scales.shape(0)) refuse("codes and scales differ in rows");
+    const std::vector<int32_t> groups = numbers_of(block_groups);
+    const GroupedRows rows =
+        grouped_rows(bits, codes.data(), codes.shape(1), scales, zeros, {}, &groups);
+    if (!scale_blocks(group) || weight_room(group)) refuse("a group has no such number of blocks");
+    nb::gil_scoped_release unlocked;
+    return group | static_cast<uint64_t>(largest_panel(rows) + 1) << kRoomShift;
+}
+
 bool format_holds(const std::string& format, int bits, Matrix32 scales, std::optional<Zeros> zeros,
-                  std::optional<Codes> steps, std::optional<Levels> levels) {
+                  std::optional<Codes> steps, std::optional<Levels> levels,
+                  std::optional<Codes> codes, std::optional<Ints> block_groups) {
     const FormatKernels& kernels = find_format(*runnable().back(), format);
-    const GroupedRows rows = grouped_rows(bits, nullptr, 0, scales, zeros,
-                                          {steps, levels}, nullptr);
+    if (codes.has_value() != block_groups.has_value() ||
+        (codes && codes->shape(0) != scales.shape(0)))
+        refuse("codes come with as many scales, and with the group of each block");
+    const std::vector<int32_t> groups = block_groups ? numbers_of(*block_groups) : no_numbers;
+    const GroupedRows rows =
+        grouped_rows(bits, codes ? codes->data() : nullptr, codes ? codes->shape(1) : 0, scales,
+                     zeros, {steps, levels}, codes ? &groups : nullptr);
     nb::gil_scoped_release unlocked;
     return kernels.holds && kernels.holds(rows);
 }
@@ -122,7 +151,7 @@ bool format_holds(const std::string& format, int bits, Matrix32 scales, std::opt
 // Bits of a weight in rows of so many inputs.
 double format_bits(const std::string& format, size_t inputs, size_t group) {
     const FormatKernels& kernels = find_format(*runnable().back(), format);
-    if (!inputs || !group) refuse("rows and groups need inputs");
+    if (!inputs || !scale_blocks(group)) refuse("rows and groups need inputs");
     return 8.0 * static_cast<double>(kernels.panel_bytes(inputs, group)) /
            static_cast<double>(kPanel * inputs);
 }
@@ -132,8 +161,7 @@ void load_weight(Engine& engine, const std::string& name, int bits, Codes codes,
                  std::optional<Codes> steps, std::optional<Levels> levels) {
     const size_t inputs = codes.shape(1);
     if (codes.shape(0) != scales.shape(0)) refuse("codes and scales differ in rows");
-    const std::vector<int32_t> groups(block_groups.data(),
-                                      block_groups.data() + block_groups.size());
+    const std::vector<int32_t> groups = numbers_of(block_groups);
     const GroupedRows rows = grouped_rows(bits, codes.data(), inputs, scales, zeros,
                                           {steps, levels}, &groups);
     std::vector<int32_t> places;
@@ -190,6 +218,13 @@ Logits get_weight(Engine& engine, const std::string& name) {
     return arrays::owned(std::move(values), rows, inputs);
 }
 
+bool is_sparse(const std::string& name) {
+#define NAME(name) #name,
+    const char* const names[] = {SPARSE_FORMATS(NAME)};
+#undef NAME
+    return std::ranges::find(names, name) != std::end(names);
+}
+
 // Name, format of the head beside it, whether a head may have it, bits of a weight, and what
 // weights it holds.
 std::vector<std::tuple<std::string, std::string, bool, double, std::string>> weight_formats() {
@@ -197,7 +232,10 @@ std::vector<std::tuple<std::string, std::string, bool, double, std::string>> wei
     std::vector<std::tuple<std::string, std::string, bool, double, std::string>> formats;
     for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
         const double bytes = static_cast<double>((*at)->panel_bytes(kInputs, 1));
-        const char* kind = (*at)->grouped ? "groups" : (*at)->load_blocks ? "blocks" : "floats";
+        const char* kind = is_sparse((*at)->name) ? "sparse"
+                           : (*at)->grouped       ? "groups"
+                           : (*at)->load_blocks   ? "blocks"
+                                                  : "floats";
         formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
                              8 * bytes / static_cast<double>(kPanel * kInputs), kind);
     }
@@ -315,18 +353,29 @@ void bind_formats(nb::module_& m) {
           "Return the formats of weights: name, format of embedding and head where none is named,\n"
           "whether these may have it, bits of a weight in groups of `BLOCK_INPUTS`, and what it\n"
           "holds: `floats` that are rounded to it, `blocks` of a GGUF file, or integers in\n"
-          "`groups` of any multiple of `BLOCK_INPUTS`.");
+          "`groups` of any multiple of `BLOCK_INPUTS`, of which `sparse` keeps no zeros.");
     m.def("format_bits", &format_bits, nb::arg("name"), nb::arg("inputs"), nb::arg("group") = 1,
           nb::sig("def format_bits(name: str, inputs: int, group: int = 1) -> float"),
           "Return the bits of a weight in rows of so many inputs; `group` as in `set_format`.");
     m.def("format_holds", &format_holds, nb::arg("name"), nb::arg("bits"),
           nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
           nb::arg("steps").noconvert() = nb::none(), nb::arg("levels").noconvert() = nb::none(),
+          nb::arg("codes").noconvert() = nb::none(),
+          nb::arg("block_groups").noconvert() = nb::none(),
           nb::sig("def format_holds(name: str, bits: int, scales: Floats, "
                   "zeros: NDArray[np.uint16] | None, steps: NDArray[np.uint8] | None = None, "
-                  "levels: NDArray[np.int8] | None = None) -> bool"),
+                  "levels: NDArray[np.int8] | None = None, codes: NDArray[np.uint8] | None = None, "
+                  "block_groups: Tokens | None = None) -> bool"),
           "Return whether a format keeps integers with scales and zero points [out, groups], or\n"
-          "with scales in two grains, as they are.");
+          "with scales in two grains, as they are. Sparse formats need the codes [out, in], and the\n"
+          "group of every `BLOCK_INPUTS` inputs.");
+    m.def("sparse_group", &sparse_group, nb::arg("bits"), nb::arg("codes").noconvert(),
+          nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+          nb::arg("block_groups").noconvert(), nb::arg("group"),
+          nb::sig("def sparse_group(bits: int, codes: NDArray[np.uint8], scales: Floats, "
+                  "zeros: NDArray[np.uint16] | None, block_groups: Tokens, group: int) -> int"),
+          "Return the `group` that `set_format` takes for a bitmap of integers whose scales are\n"
+          "shared by `group` blocks: it says, too, how many of them are not zero.");
 }
 
 }  // namespace paceline

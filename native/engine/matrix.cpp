@@ -6,11 +6,18 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "engine/sparse_rows.hpp"
+#include "kernels/sparse_group.hpp"
 #include "support/file_mapping.hpp"
 
 namespace paceline {
 
 namespace {
+
+// A group of a format of bitmaps with room for so many weights of a panel.
+size_t with_room(size_t group, size_t weights) {
+    return scale_blocks(group) | static_cast<uint64_t>(weights + 1) << kRoomShift;
+}
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -166,8 +173,10 @@ void Matrix::load(const std::string& name, const GroupedRows& rows,
         refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
     for (size_t block = 0; format->grouped && block < (rows.inputs + kBlockInputs - 1) / kBlockInputs;
          ++block)
-        if (rows.block_groups[block] != static_cast<int32_t>(block / group))
+        if (rows.block_groups[block] != static_cast<int32_t>(block / scale_blocks(group)))
             refuse("weight '" + name + "' has groups of other sizes than its format");
+    if (weight_room(group) && weight_room(group) < largest_panel(rows))
+        refuse("weight '" + name + "' has more weights than its format was told to have room for");
     if (loaded && !std::ranges::equal(order, inputs_order))
         refuse("weight '" + name + "' has its inputs in another order than others");
     order.assign(inputs_order.begin(), inputs_order.end());
@@ -194,14 +203,15 @@ void Matrix::load_blocks(const std::string& name, const StoredRows& rows, size_t
 }
 
 Matrix Matrix::gather(std::span<const int32_t> rows) const {
-    Matrix part(*format, group, padded(rows.size()) / kPanel, inputs);
+    const size_t room = weight_room(group) ? with_room(group, kPanel * inputs) : group;
+    Matrix part(*format, room, padded(rows.size()) / kPanel, inputs);
     part.reserve();
     part.data.zero();
     part.order = order;
     part.product = product;
     for (size_t i = 0; i < rows.size(); ++i) {
         const size_t row = static_cast<size_t>(rows[i]);
-        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, group,
+        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, room,
                      part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
     }
     return part;
@@ -253,7 +263,7 @@ void FusedMatrix::set_format(const std::string& name, size_t part, const FormatK
                              size_t group, bool apart) {
     if (!format.grouped && group != 1)
         refuse("weight '" + name + "' cannot have groups of its own in " + format.name);
-    if (!group) refuse("weight '" + name + "' has groups of no inputs");
+    if (!scale_blocks(group)) refuse("weight '" + name + "' has groups of no inputs");
     const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return m.data || m.streamed; });
     if (stored || bias) refuse("weight '" + name + "' comes too late to choose a format");
     formats_[part] = {&format, group};

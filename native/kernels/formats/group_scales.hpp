@@ -13,6 +13,7 @@
 
 #include "kernels/formats/block_codes.hpp"
 #include "kernels/formats/scales.hpp"
+#include "kernels/sparse_group.hpp"
 
 namespace paceline {
 
@@ -23,7 +24,7 @@ struct GroupCount {
     size_t blocks, groups;  // blocks of a group
 
     GroupCount(size_t inputs, size_t group)
-        : blocks(group), groups((blocks_of(inputs) + group - 1) / group) {}
+        : blocks(scale_blocks(group)), groups((blocks_of(inputs) + blocks - 1) / blocks) {}
 };
 
 INLINE void copy_lane(size_t size, size_t count, const uint8_t* from, size_t lane, uint8_t* to,

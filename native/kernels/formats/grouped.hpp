@@ -16,16 +16,22 @@ namespace {
 
 using DecodeScales = void (*)(GroupCount, const uint8_t*, size_t, size_t, BlockScales&);
 
-// Products with codes of kBits bits, whatever their scales are. With kLevels, codes name levels.
-template <int kBits, bool kLevels>
+// How `C` is read: codes that lie at the same distances, and are decoded where they are multiplied;
+// or a stream, which `C::decode` turns into bytes first.
+template <class C>
+constexpr bool is_stream = requires { &C::decode; };
+
+// Products with codes that `C` decodes, whatever their scales are. With kLevels, codes name levels.
+template <class C, bool kLevels>
 struct GroupedProducts {
-    using Codes = BlockCodes<kBits, 0, kLevels>;
+    using Codes = C;
     using Direct = BlockProducts<Codes, 1, true>;
     using Wide = BlockProducts<BlockCodes<8, 0>, 1, true>;
     using Bytes = ByteCodes<Codes, true, false>;
     using Decoded = DecodedBytes<Bytes::kBits, Bytes::kOffset>;
     using WideBytes = ByteProducts<Decoded, 1, true>;
-    static constexpr bool kDecodes = kBits < 8;  // others are bytes
+    static constexpr bool kDecodes = !Codes::kEight;  // others are bytes
+    static constexpr bool kFirst = kLevels || is_stream<C>;  // decoded first even for one tile
 
     static size_t scratch_bytes(size_t n) {
         return kUnit * room(tiling(n, kWidest)) * kPanel * sizeof(float);
@@ -75,17 +81,22 @@ struct GroupedProducts {
                              uint8_t* to) {
         const Product& job = panels.job;
         for (size_t p = 0; p < panels.count; ++p) {
-            ByteTile tile{};
-            tile.codes = panels.codes(block) + p * job.panel_bytes;
-            tile.stride = Codes::kBlockBytes;
-            tile.panels = 1;
-            tile.blocks = count;
-            if constexpr (kLevels)
-                tile.table = panels.layout.levels({job.inputs, job.group},
-                                                  panels.from + p * job.panel_bytes);
-            for (size_t at = 0; at < count * Codes::kBlockBytes; at += 64)
-                __builtin_prefetch(tile.codes + fetch + at, 0, 3);
-            decode_tile<Bytes>(tile, to + p * count * kByteBlock);
+            if constexpr (is_stream<C>) {
+                C::decode(panels.codes(0) + p * job.panel_bytes, blocks_of(job.inputs), block,
+                          count, fetch, to + p * count * kByteBlock);
+            } else {
+                ByteTile tile{};
+                tile.codes = panels.codes(block) + p * job.panel_bytes;
+                tile.stride = Codes::kBlockBytes;
+                tile.panels = 1;
+                tile.blocks = count;
+                if constexpr (kLevels)
+                    tile.table = panels.layout.levels({job.inputs, job.group},
+                                                      panels.from + p * job.panel_bytes);
+                for (size_t at = 0; at < count * Codes::kBlockBytes; at += 64)
+                    __builtin_prefetch(tile.codes + fetch + at, 0, 3);
+                decode_tile<Bytes>(tile, to + p * count * kByteBlock);
+            }
         }
     }
 
@@ -94,7 +105,7 @@ struct GroupedProducts {
         const Tiling tiles = tiling(job.n, kWidest);
         const Sums sums{static_cast<float*>(scratch), room(tiles) * kPanel, false};
         // Bytes of several panels would drive out of the cache what is fetched for wide tiles.
-        const bool bytes = !kDecodes || kLevels || tiles.count > 1;
+        const bool bytes = !kDecodes || kFirst || tiles.count > 1;
         const size_t together = bytes && tiles.width > 4 ? 1 : kUnit;
         for (size_t panel = first; panel < last; panel += kUnit) {
             const size_t panels = last - panel < kUnit ? last - panel : kUnit;
@@ -116,7 +127,7 @@ struct GroupedProducts {
         const size_t all = blocks_of(job.inputs);
         const size_t fetch = block_fetch(tiles, panels.count, job.panel_bytes);
         const int32_t* x = static_cast<const int32_t*>(job.x) + padded(job.n);
-        const bool decodes = kDecodes && (kLevels || tiles.count > 1);
+        const bool decodes = kDecodes && (kFirst || tiles.count > 1);
         for (size_t block = 0; block < all; block += kGroup) {
             const size_t count = all - block < kGroup ? all - block : kGroup;
             decode_scales(panels, block, count, factors);
@@ -136,7 +147,7 @@ struct GroupedProducts {
                     .sums = {sums.at + token * kPanel, sums.stride, block > 0},
                     .fetch = decodes ? 0 : fetch,
                 };
-                if constexpr (kDecodes && !kLevels) {
+                if constexpr (kDecodes && !kFirst) {
                     if (!decodes) {
                         multiply_tile<Direct>(work);
                         continue;
@@ -184,7 +195,7 @@ struct GroupedProducts {
         alignas(64) uint8_t decoded[kDecodes ? kUnit * kGroup * kByteBlock : 1];
         const size_t all = blocks_of(job.inputs);
         const size_t fetch = byte_fetch(tiles, panels.count, job.panel_bytes);
-        const bool decodes = kDecodes && (kLevels || tiles.count > 1);
+        const bool decodes = kDecodes && (kFirst || tiles.count > 1);
         for (size_t block = 0; block < all; block += kGroup) {
             const size_t count = all - block < kGroup ? all - block : kGroup;
             decode_scales(panels, block, count, factors);
@@ -202,7 +213,7 @@ struct GroupedProducts {
                 .ahead_bytes = job.panel_bytes,
                 .step = decodes ? 0 : Codes::kBlockBytes / (kBlockInputs / 4),
             };
-            if constexpr (kDecodes && !kLevels) {
+            if constexpr (kDecodes && !kFirst) {
                 if (!decodes) {
                     multiply_byte_tiles<Bytes, 1, true>(job, work, block, all, tiles, sums);
                     continue;
@@ -226,7 +237,7 @@ struct Rounded<4> {
 // A format: codes of kBits bits with the scales of a layout.
 template <int kBits, class Scales>
 struct GroupedWeights {
-    using Products = GroupedProducts<kBits, Scales::kLevels>;
+    using Products = GroupedProducts<BlockCodes<kBits, 0, Scales::kLevels>, Scales::kLevels>;
     using Codes = typename Products::Codes;
 
     static size_t panel_bytes(size_t inputs, size_t group) {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.core import Floats
-from paceline.engines.formats import BITS, GGUF_FORMATS, GROUP_FORMATS, Format
+from paceline.engines.formats import BITS, GGUF_FORMATS, GROUP_FORMATS, SPARSE_FORMATS, Format
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored, is_mapped
 from paceline.models.tensors import (
@@ -28,6 +28,7 @@ from paceline.models.tensors import (
 from paceline.models.weights import Weights
 
 ENOUGH = 1.02  # a format this much larger than the smallest is taken if it stands before it
+_BITMAP = "bitmap8"  # says with its groups how many weights are not zero
 _STEP_BITS = 6  # of scales in two grains, at most; others become scales of their own
 _IN_BYTES = {"int8": "group8", "int4": "group4"}  # the same values, for activations of 8 bits
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
@@ -102,8 +103,9 @@ class Blocks:
 
     def fits(self, name: str) -> bool:
         """Whether a format keeps these integers and scales as they are."""
-        if name in GROUP_FORMATS and not self.size:
+        if name in GROUP_FORMATS + SPARSE_FORMATS and not self.size:
             return False
+        sparse = name in SPARSE_FORMATS
         return _native.format_holds(
             name,
             self.bits,
@@ -111,20 +113,30 @@ class Blocks:
             self.zeros,
             self.steps,
             self.levels,
+            self.codes if sparse else None,
+            self.block_groups if sparse else None,
         )
+
+    def group_in(self, name: str) -> int:
+        """Return the `group` that `set_format` takes."""
+        if name == _BITMAP:
+            parts = (self.bits, self.codes, self.scales, self.zeros, self.block_groups)
+            return _native.sparse_group(*parts, self.size)
+        return self.size if name in GROUP_FORMATS + SPARSE_FORMATS else 1
 
     def bits_in(self, name: str) -> float:
         """Bits of a weight in a format that it fits."""
-        group = self.size if name in GROUP_FORMATS else 1
-        return _native.format_bits(name, self.codes.shape[1], group)
+        return _native.format_bits(name, self.codes.shape[1], self.group_in(name))
 
     def kept_in(self, names: Iterable[str]) -> str | None:
         """Return the format of `names` that keeps this matrix in the fewest bits, or about as many.
 
         None where no format keeps it. The first one of those that are about as small counts.
         """
-        even = self.size > 0
-        bits = {name: self.bits_in(name) for name in names if even or name not in GROUP_FORMATS}
+        apart = () if self.size else GROUP_FORMATS + SPARSE_FORMATS
+        if self.steps is not None:
+            apart += SPARSE_FORMATS
+        bits = {name: self.bits_in(name) for name in names if name not in apart}
         smallest = next(
             (name for name in sorted(bits, key=lambda n: bits[n]) if self.fits(name)), ""
         )
@@ -215,7 +227,7 @@ def _load_together(
     first, *others = (block.order if block else None for _, block in plans.values())
     apart = not all(_same_order(first, order) for order in others)
     for name, (kept, block) in plans.items():
-        group = block.size if block and kept in GROUP_FORMATS else 1
+        group = block.group_in(kept) if block else 1
         model.set_format(name, kept, apart, group)
         rows, inputs = matrices[name].shape
         count[kept] = count.get(kept, 0) + rows * inputs
@@ -295,7 +307,8 @@ def _kept(matrix: Linear, block: Blocks | None, in_bytes: bool) -> str:
         return FLOATS[matrix.dtype]
     if isinstance(matrix, BlockQuantized) and matrix.format in GGUF_FORMATS:
         return matrix.format
-    for names in (GROUP_FORMATS, BITS) if in_bytes else (BITS,):
+    groups = GROUP_FORMATS + SPARSE_FORMATS
+    for names in (groups, tuple(BITS)) if in_bytes else (tuple(BITS),):
         name = block.kept_in(names) if block else None
         if name is not None:
             return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,16 @@ from paceline.models.tensors.base import (
     widen,
 )
 
+_ENOUGH = 0.9  # of the bytes of all codes, below which those of zeros are left out
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grouped(Linear):
     """Integers with a scale for each group of inputs of a row.
 
     With zero points, `(code - zero) * scale`, one rounding. With minima, `code * scale` is rounded
-    and then added to the minimum.
+    and then added to the minimum. Where it makes the codes a tenth smaller, those that stand for
+    zero are saved as a bitmap only.
 
     Attributes:
         bits: of a code, 2 to 8.
@@ -116,14 +119,37 @@ class Grouped(Linear):
     @property
     def nbytes(self) -> int:
         """Bytes of packed codes, scales, zero points or minima, and g_idx."""
-        rows, columns = self.shape
         floats = 1 + (self.minima is not None)
         return (
-            rows * packed_size(columns, self.bits)
+            self._code_bytes(self._kept)
             + floats * self.scales.size * np.dtype(FLOATS[self.scale_type]).itemsize
             + (0 if self.zeros is None else self._zero_bytes)
             + (0 if self.g_idx is None else self.g_idx.nbytes)
         )
+
+    @property
+    def _zero_codes(self) -> NDArray[np.uint8] | None:
+        """The code that stands for zero, [out, in] or [1, 1]; None where there is no such code."""
+        if self.minima is not None or (self.zeros is not None and self._zero_bits > self.bits):
+            return None
+        if self.zeros is None:
+            return np.array([[1 << (self.bits - 1)]], np.uint8)
+        return self.zeros.astype(np.uint8)[:, self.groups]
+
+    @property
+    def _kept(self) -> NDArray[np.bool_] | None:
+        """Which codes are saved, [out, in]; None where all are."""
+        zero = self._zero_codes
+        if zero is None:
+            return None
+        kept: NDArray[np.bool_] = self.codes != zero
+        return kept if self._code_bytes(kept) <= _ENOUGH * self._code_bytes(None) else None
+
+    def _code_bytes(self, kept: NDArray[np.bool_] | None) -> int:
+        rows, columns = self.shape
+        if kept is None:
+            return rows * packed_size(columns, self.bits)
+        return rows * packed_size(columns, 1) + packed_size(int(kept.sum()), self.bits)
 
     @property
     def groups(self) -> NDArray[np.intp]:
@@ -185,8 +211,10 @@ class Grouped(Linear):
         zeros: NDArray[Any] | None = self.zeros
         if self.zeros is not None and self._zero_bits < 16:
             zeros = pack_bits(self.zeros.astype(np.uint8), self._zero_bits)
+        kept = self._kept
         parts = {
-            "codes": pack_bits(self.codes, self.bits),
+            "mask": None if kept is None else np.packbits(kept, axis=-1, bitorder="little"),
+            "codes": pack_bits(self.codes if kept is None else self.codes[kept], self.bits),
             "scales": narrow(self.scales, self.scale_type),
             "zeros": zeros,
             "minima": None if self.minima is None else narrow(self.minima, self.scale_type),
@@ -200,9 +228,15 @@ class Grouped(Linear):
         if zeros is not None and "zero_bits" in meta:
             count = arrays["scales"].shape[-1]
             zeros = unpack_rows(zeros, meta["zero_bits"], count).astype(np.uint16)
-        return cls(
-            meta["bits"],
-            unpack_rows(arrays["codes"], meta["bits"], meta["inputs"]),
+        bits, inputs, packed, kept = meta["bits"], meta["inputs"], arrays["codes"], None
+        if "mask" in arrays:
+            kept = unpack_rows(arrays["mask"], 1, inputs).astype(bool)
+            codes = np.zeros(kept.shape, np.uint8)
+        else:
+            codes = unpack_rows(packed, bits, inputs)
+        matrix = cls(
+            bits,
+            codes,
             widen(arrays["scales"], kind),
             meta["group"],
             zeros,
@@ -210,3 +244,13 @@ class Grouped(Linear):
             arrays.get("g_idx"),
             kind,
         )
+        return matrix if kept is None else matrix._completed(kept, packed)
+
+    def _completed(self, kept: NDArray[np.bool_], packed: Codes) -> Grouped:
+        """Return the matrix with the codes where `kept` says so, and those of zero elsewhere."""
+        zero = self._zero_codes
+        if zero is None:
+            raise ModelError("codes are missing that stand for zero, which none does")
+        codes = np.where(kept, np.uint8(0), zero)
+        codes[kept] = unpack_rows(packed, self.bits, int(kept.sum()))
+        return replace(self, codes=codes)
