@@ -56,16 +56,22 @@ def drawn(shape: tuple[int, int], bits: int, group: int, zero: bool) -> Grouped:
     return Grouped(bits, codes, scales, group, points, scale_type="F16")
 
 
-def pruned(matrix: Grouped, kind: str) -> Grouped:
+def pruned(matrix: Grouped, kind: str, at_random: bool) -> Grouped:
     """Return a matrix with half of its integers zero: those farthest from zero stay.
 
     Args:
         matrix: with no zero points.
         kind: `pairs`, two of every four neighbours stay; or `half`, half of every row.
+        at_random: its integers are so, and the first half of every four, or of every eight, go.
     """
     rows, columns = matrix.shape
     codes, half = matrix.codes, 1 << (matrix.bits - 1)
-    together = 4 if kind == "pairs" else columns
+    together = {"pairs": 4, "half": 8 if at_random else columns}[kind]
+    if at_random:  # any half does for times
+        codes = codes.copy()
+        for place in range(together // 2):
+            codes[:, place::together] = half
+        return replace(matrix, codes=codes)
     sizes = np.abs(codes.astype(np.int16) - half).reshape(rows, -1, together)
     gone = np.argsort(sizes, axis=-1, kind="stable")[..., : together // 2]
     kept = codes.reshape(sizes.shape).copy()
@@ -96,7 +102,7 @@ class AsIntegers(Mapping[str, Linear | Floats]):
             matrix = drawn((rows, columns), *form)
         else:
             matrix = rounded(np.asarray(weight, np.float32), *form)
-        return pruned(matrix, kind) if kind else matrix
+        return pruned(matrix, kind, self._random) if kind else matrix
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 build=build/kernels
 mkdir -p $build
 flags=(-std=c++20 -O1 -Wall -Wextra -ffp-contract=off -Inative -Itests/native)
-sources=(blocks few_read grouped kernels head_screen packed_cache sparse top_k)
+sources=(blocks few_read grouped kernels head_screen packed_cache rows_of_codes sparse top_k)
 few='USE(Q4_0,q4_0) USE(Q8_0,q8_0) USE(Q2K,q2_k) USE(Q3K,q3_k) USE(Q5K,q5_k) USE(Q6K,q6_k)'
 few="$few USE(Tq1_0,tq1_0)"
 groups='USE(3,group3,PlainScales<3>) USE(8,group8_zero,ZeroScales<8>)'

@@ -272,6 +272,14 @@ FUNCTIONS = {
         arrays(2, np.float32),
         st.one_of(st.none(), arrays(2, np.uint16, 0)),
     ),
+    "sparse_group": mostly(
+        st.sampled_from((0, 1, 4, 8, 9, -1)),
+        arrays(2, np.uint8, 0),
+        arrays(2, np.float32),
+        st.one_of(st.none(), arrays(2, np.uint16, 0)),
+        arrays(low=0, high=3),
+        st.sampled_from((0, 1, 2, 2**32, 2**40 + 1)),
+    ),
     "read_bandwidth": mostly(st.sampled_from((0, 1, 2, -1, 2**40)), SMALL, SMALL),
 }
 

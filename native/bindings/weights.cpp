@@ -10,6 +10,7 @@
 #include "bindings/engine.hpp"
 #include "engine/sparse_rows.hpp"
 #define PACELINE_ISA portable  // names are the same for all
+#include "kernels/formats/row_formats.hpp"
 #include "kernels/formats/sparse_formats.hpp"
 #include "kernels/sparse_group.hpp"
 #include "support/file_mapping.hpp"
@@ -198,8 +199,25 @@ void load_blocks(Engine& engine, const std::string& name, Codes data, size_t inp
     });
 }
 
+bool is_in_rows(const std::string& name) {
+#define NAME(name, Type) #name,
+    const char* const names[] = {ROW_FORMATS(NAME)};
+#undef NAME
+    return std::ranges::find(names, name) != std::end(names);
+}
+
+// Kernels of small groups have scales of whole fours of inputs, and sixteen of these at a time.
+bool has_kernels(const std::string& format, size_t group) {
+    const size_t groups[] = {4, 8, 16, 32, 64};
+    return !is_in_rows(format) || !format.starts_with("fine") ||
+           std::ranges::find(groups, group) != std::end(groups);
+}
+
 void set_format(Engine& engine, const std::string& name, const std::string& format, bool apart,
                 size_t group) {
+    if (!has_kernels(format, group))
+        refuse("weight '" + name + "' has groups of " + std::to_string(group) + " inputs, expected "
+               "4, 8, 16, 32 or 64 in " + format);
     locked(engine, [&] {
         engine.model.weights.set_format(name, find_format(engine.model.kernels, format),
                                         group, apart);
@@ -232,10 +250,11 @@ std::vector<std::tuple<std::string, std::string, bool, double, std::string>> wei
     std::vector<std::tuple<std::string, std::string, bool, double, std::string>> formats;
     for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
         const double bytes = static_cast<double>((*at)->panel_bytes(kInputs, 1));
-        const char* kind = is_sparse((*at)->name) ? "sparse"
-                           : (*at)->grouped       ? "groups"
-                           : (*at)->load_blocks   ? "blocks"
-                                                  : "floats";
+        const char* kind = is_sparse((*at)->name)    ? "sparse"
+                           : is_in_rows((*at)->name) ? "rows"
+                           : (*at)->grouped          ? "groups"
+                           : (*at)->load_blocks      ? "blocks"
+                                                     : "floats";
         formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
                              8 * bytes / static_cast<double>(kPanel * kInputs), kind);
     }
@@ -329,7 +348,8 @@ void bind_loading(nb::class_<Engine>& model) {
              nb::sig("def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int, "
                      "mapped: bool = False) -> None"),
              "Store a matrix of a GGUF file as it is, after `set_format` with its type in lower\n"
-             "case: uint8 [out, bytes of a row]. `mapped`: as for `set`.")
+             "case, or rows that a format of `rows` takes: uint8 [out, bytes of a row]. `mapped`:\n"
+             "as for `set`.")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
         .def("stream_weights", &stream_weights, nb::arg("path"), nb::arg("budget"),
              nb::sig("def stream_weights(self, path: str, budget: int) -> None"),
@@ -353,7 +373,8 @@ void bind_formats(nb::module_& m) {
           "Return the formats of weights: name, format of embedding and head where none is named,\n"
           "whether these may have it, bits of a weight in groups of `BLOCK_INPUTS`, and what it\n"
           "holds: `floats` that are rounded to it, `blocks` of a GGUF file, or integers in\n"
-          "`groups` of any multiple of `BLOCK_INPUTS`, of which `sparse` keeps no zeros.");
+          "`groups` of any multiple of `BLOCK_INPUTS`, of which `sparse` keeps no zeros, or codes in\n"
+          "`rows` that Python packed.");
     m.def("format_bits", &format_bits, nb::arg("name"), nb::arg("inputs"), nb::arg("group") = 1,
           nb::sig("def format_bits(name: str, inputs: int, group: int = 1) -> float"),
           "Return the bits of a weight in rows of so many inputs; `group` as in `set_format`.");

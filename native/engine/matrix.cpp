@@ -189,7 +189,8 @@ void Matrix::load_blocks(const std::string& name, const StoredRows& rows, size_t
                          size_t every, Pool& pool) {
     if (!format->load_blocks)
         refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
-    const size_t expected = format->stored_row_bytes(rows.inputs);
+    const size_t expected = format->grouped ? panel_bytes / kPanel
+                                            : format->stored_row_bytes(rows.inputs);
     if (rows.row_bytes != expected || !expected)
         refuse("weight '" + name + "' has " + std::to_string(rows.row_bytes) +
                " bytes a row, expected " + std::to_string(expected) + " for " +

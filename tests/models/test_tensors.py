@@ -270,6 +270,29 @@ def test_a_tensor_train_is_a_product_along_the_bonds():
     np.testing.assert_allclose(matrix.dense(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("bits", "smaller"), [(8, 0.7), (4, 0.8), (2, 1.0)])
+def test_codes_of_zero_are_left_out_where_that_is_smaller(bits, smaller, zeros):
+    random = np.random.default_rng(bits)
+    whole = grouped(random, 24, 96, "F16", bits, "plain", 32, False)
+    points = random.integers(0, 1 << bits, (24, 3)).astype(np.uint16) if zeros else None
+    zero = np.repeat(points, 32, 1) if zeros else 1 << (bits - 1)
+    gone = random.random((24, 96)) < (0.5 if smaller < 1 else 0)
+    half = np.where(gone, zero, whole.codes).astype(np.uint8)
+    pruned = Grouped(bits, half, whole.scales, 32, points, scale_type="F16")
+    saved = pruned.tensors()
+    assert ("mask" in saved) == (smaller < 1)
+    assert pruned.nbytes == sum(each.nbytes for name, each in saved.items() if name != "meta")
+    assert pruned.nbytes <= smaller * (24 * 96 * bits // 8) + 24 * 3 * 4
+    again = from_tensors(saved)
+    np.testing.assert_array_equal(again.codes, half)
+    np.testing.assert_array_equal(again.dense(), pruned.dense())
+    if "mask" in saved:
+        saved["codes"] = saved["codes"][:-1]
+        with pytest.raises(ModelError, match="codes are packed as"):
+            from_tensors(saved)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9))
 def test_grouped_is_each_code_less_its_zero_times_its_scale(seed, rows, columns):
     matrix = grouped(np.random.default_rng(seed), rows, columns)

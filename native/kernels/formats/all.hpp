@@ -6,6 +6,7 @@
 #include "kernels/formats/block_formats.hpp"
 #include "kernels/formats/group_formats.hpp"
 #include "kernels/formats/integers.hpp"
+#include "kernels/formats/row_formats.hpp"
 #include "kernels/formats/sparse_formats.hpp"
 #include "kernels/formats/ternary.hpp"
 
@@ -29,14 +30,16 @@ static const FormatKernels int4_zero_kernels =
 #define FORMAT(Type, name) &PACELINE_ISA::name##_kernels,
 #define GROUPED(bits, name, Scales) &PACELINE_ISA::name##_kernels,
 #define SPARSE(name) &PACELINE_ISA::name##_kernels,
+#define IN_ROWS(name, Type) &PACELINE_ISA::name##_kernels,
 static const FormatKernels* const all_formats[] = {
     &fp32_kernels, &bf16_kernels,      &fp16_kernels,      &int8_kernels,      &int4_kernels,
     &ternary_kernels, &int8_fp16_kernels, &int8_zero_kernels, &int4_fp16_kernels,
     &int4_zero_kernels, GGUF_FORMATS(FORMAT) GROUP_FORMATS(GROUPED)
-    SPARSE_FORMATS(SPARSE) nullptr};
+    SPARSE_FORMATS(SPARSE) ROW_FORMATS(IN_ROWS) nullptr};
 #undef FORMAT
 #undef GROUPED
 #undef SPARSE
+#undef IN_ROWS
 
 }  // namespace
 

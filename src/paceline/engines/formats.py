@@ -20,6 +20,7 @@ FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "floats")  # t
 GGUF_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "blocks")  # a file's own
 GROUP_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "groups")  # of integers
 SPARSE_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "sparse")  # without zeros
+ROW_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "rows")  # of packed codes
 HEADS = tuple(name for name, _, for_heads, _, kind in _KNOWN if kind == "floats" and for_heads)
 BITS = {name: bits for name, _, _, bits, _ in _KNOWN}  # of a weight
 ACTIVATIONS = ("int16", "int8", "auto")  # of the products with GGUF blocks and groups of integers
@@ -94,7 +95,7 @@ def _spec(text: str) -> MethodSpec:
 
 
 def _check(what: str, name: str, choices: tuple[str, ...]) -> None:
-    if name in GGUF_FORMATS + GROUP_FORMATS + SPARSE_FORMATS:
+    if name in GGUF_FORMATS + GROUP_FORMATS + SPARSE_FORMATS + ROW_FORMATS:
         file = "a GGUF file" if name in GGUF_FORMATS else "a checkpoint"
         raise MethodError(
             f"{what} {name!r} holds only weights that {file} stores so; leave it out to keep "

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.core import Floats
-from paceline.engines.formats import BITS, GGUF_FORMATS, GROUP_FORMATS, SPARSE_FORMATS, Format
+from paceline.engines.formats import (
+    BITS,
+    GGUF_FORMATS,
+    GROUP_FORMATS,
+    ROW_FORMATS,
+    SPARSE_FORMATS,
+    Format,
+)
+from paceline.engines.row_codes import Rows
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored, is_mapped
 from paceline.models.tensors import (
@@ -29,6 +37,7 @@ from paceline.models.weights import Weights
 
 ENOUGH = 1.02  # a format this much larger than the smallest is taken if it stands before it
 _BITMAP = "bitmap8"  # says with its groups how many weights are not zero
+_GAIN = 0.75  # of the bits of `group8`, above which a bitmap is not worth its time
 _STEP_BITS = 6  # of scales in two grains, at most; others become scales of their own
 _IN_BYTES = {"int8": "group8", "int4": "group4"}  # the same values, for activations of 8 bits
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
@@ -137,6 +146,8 @@ class Blocks:
         if self.steps is not None:
             apart += SPARSE_FORMATS
         bits = {name: self.bits_in(name) for name in names if name not in apart}
+        if _BITMAP in bits and "group8" in bits and bits[_BITMAP] > _GAIN * bits["group8"]:
+            del bits[_BITMAP]
         smallest = next(
             (name for name in sorted(bits, key=lambda n: bits[n]) if self.fits(name)), ""
         )
@@ -198,7 +209,7 @@ def load_weights(
 
 def expands(matrix: Linear) -> bool:
     """Return whether the engine holds a matrix as floating-point numbers, not as it is stored."""
-    return _kept(matrix, Blocks.of(matrix), in_bytes=False) in FLOATS.values()
+    return _plan(matrix, in_bytes=False)[0] in FLOATS.values()
 
 
 def _load_together(
@@ -219,24 +230,28 @@ def _load_together(
     """
     if in_bytes and form is not None:
         form = _IN_BYTES.get(form, form)
-    plans = {}
+    plans: dict[str, tuple[str, Blocks | Rows | None]] = {}
     for name, matrix in matrices.items():
-        block = Blocks.of(matrix)
-        kept = _kept(matrix, block, in_bytes) if form is None else form
-        plans[name] = (kept, block if block and block.fits(kept) else None)
-    first, *others = (block.order if block else None for _, block in plans.values())
+        plans[name] = (form, None) if form is not None else _plan(matrix, in_bytes)
+        if form is not None and (block := Blocks.of(matrix)) and block.fits(form):
+            plans[name] = (form, block)
+    first, *others = (
+        each.order if isinstance(each, Blocks) else None for _, each in plans.values()
+    )
     apart = not all(_same_order(first, order) for order in others)
-    for name, (kept, block) in plans.items():
-        group = block.group_in(kept) if block else 1
+    for name, (kept, packed) in plans.items():
+        group = 1 if packed is None else packed.group_in(kept)
         model.set_format(name, kept, apart, group)
         rows, inputs = matrices[name].shape
         count[kept] = count.get(kept, 0) + rows * inputs
-    for name, (kept, block) in plans.items():
+    for name, (kept, packed) in plans.items():
         matrix = matrices[name]
         if isinstance(matrix, BlockQuantized) and matrix.format == kept:
             _load_blocks(model, name, matrix)
-        elif block is not None:
-            _load(model, name, block)
+        elif isinstance(packed, Rows):
+            model.load_blocks(name, packed.data, packed.inputs)
+        elif packed is not None:
+            _load(model, name, packed)
         else:
             model.set(name, *_floats(matrix))
 
@@ -301,17 +316,27 @@ def _same_order(one: NDArray[np.int32] | None, other: NDArray[np.int32] | None) 
     return np.array_equal(one, other)
 
 
-def _kept(matrix: Linear, block: Blocks | None, in_bytes: bool) -> str:
-    """Return the smallest format that keeps a matrix as it is."""
+def _plan(matrix: Linear, in_bytes: bool) -> tuple[str, Blocks | Rows | None]:
+    """Return the smallest format that keeps a matrix as it is, and the matrix as it takes it.
+
+    That is None where the matrix is given as floats or as a file has it.
+    """
     if isinstance(matrix, Dense):
-        return FLOATS[matrix.dtype]
+        return FLOATS[matrix.dtype], None
     if isinstance(matrix, BlockQuantized) and matrix.format in GGUF_FORMATS:
-        return matrix.format
-    groups = GROUP_FORMATS + SPARSE_FORMATS
-    for names in (groups, tuple(BITS)) if in_bytes else (tuple(BITS),):
+        return matrix.format, None
+    block = Blocks.of(matrix)
+    every = tuple(name for name in BITS if name not in ROW_FORMATS)
+    for names in (GROUP_FORMATS + SPARSE_FORMATS, every) if in_bytes else (every,):
         name = block.kept_in(names) if block else None
         if name is not None:
-            return name
+            return name, block
+    rows = Rows.of(matrix)
+    return (_floats_of(matrix), None) if rows is None else (rows.format, rows)
+
+
+def _floats_of(matrix: Linear) -> str:
+    """Return the narrowest format of floats that holds the values of a matrix."""
     # Zeros fit every type: of a sparse matrix only the kept values matter.
     values = widen(matrix.values, matrix.dtype) if isinstance(matrix, Sparse) else matrix.dense()
     for kind in ("BF16", "F16"):

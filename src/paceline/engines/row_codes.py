@@ -36,6 +36,10 @@ class Rows:
     inputs: int
     group: int = 1
 
+    def group_in(self, name: str) -> int:
+        """Return the `group` that `set_format` takes."""
+        return self.group
+
     @classmethod
     def of(cls, matrix: Linear) -> Rows | None:
         """Return a matrix in rows; None where no format of rows holds it as it is."""

@@ -41,11 +41,12 @@ class AnyPrecision(WeightCompressor):
         title="Any-Precision LLM: Low-Cost Deployment of Multiple, Different-Sized LLMs",
         arxiv="2402.10517",
         section="section 3",
-        note="clusters are parted by k-means of two; products are not computed in planes",
+        note="clusters are parted by k-means of two; codes of up to 6 bits are multiplied as they "
+        "are, planes repacked when they are loaded",
     )
     catalogue = (175,)
     missing = MappingProxyType(
-        {175: "the kernel that multiplies planes: engines expand the codes of a layer"}
+        {175: "kernels for codes of 7 and 8 bits: they become half precision"}
     )
     examples = ("any_precision:bits=5", "any_precision:min_bits=2,bits=4")
 
