@@ -224,6 +224,27 @@ void set_format(Engine& engine, const std::string& name, const std::string& form
     });
 }
 
+void add_low_rank(Engine& engine, const std::string& name, size_t rank,
+                  const std::string& right_format, size_t right_group,
+                  const std::string& left_format, size_t left_group) {
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        const auto factor = [&](const std::string& format, size_t group) {
+            const FormatKernels& kernels = find_format(engine.model.kernels, format);
+            if (!scale_blocks(group) || is_in_rows(format) || (!kernels.grouped && group != 1))
+                refuse("format " + format + " cannot hold a factor with such groups");
+            return FusedMatrix::Factor{&kernels, group};
+        };
+        if (rank > size_t{1} << 20) refuse("a low-rank term has the rank " + std::to_string(rank));
+        engine.model.weights.add_low_rank(name, rank, factor(right_format, right_group),
+                                          factor(left_format, left_group));
+    });
+}
+
+bool has_low_rank(Engine& engine, const std::string& name) {
+    return locked(engine, [&] { return engine.model.weights.has_low_rank(name); });
+}
+
 Logits get_weight(Engine& engine, const std::string& name) {
     const auto [rows, inputs] =
         locked(engine, [&] { return engine.model.weights.extent_of(name); });
@@ -330,6 +351,17 @@ void bind_loading(nb::class_<Engine>& model) {
              "`apart`: it is not stored together with them, as their inputs come in other orders.\n"
              "`group` blocks of `BLOCK_INPUTS` inputs share a scale, where the format leaves it\n"
              "open.")
+        .def("add_low_rank", &add_low_rank, nb::arg("name"), nb::arg("rank"),
+             nb::arg("right_format"), nb::arg("right_group"), nb::arg("left_format"),
+             nb::arg("left_group"),
+             nb::sig("def add_low_rank(self, name: str, rank: int, right_format: str, "
+                     "right_group: int, left_format: str, left_group: int) -> None"),
+             "Add to a matrix of a layer the product of two of integers, which `load` takes as\n"
+             "`NAME.left` [out, rank] and `NAME.right` [rank, in]; after `set_format` of those that\n"
+             "are multiplied with it, before any of them has values.")
+        .def("has_low_rank", &has_low_rank, nb::arg("name"),
+             nb::sig("def has_low_rank(self, name: str) -> bool"),
+             "Return whether a product of two matrices is added to a matrix.")
         .def("load", &load_weight, nb::arg("name"), nb::arg("bits"), nb::arg("codes").noconvert(),
              nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
              nb::arg("block_groups").noconvert(), nb::arg("order").noconvert().none(),

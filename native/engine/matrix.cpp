@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "engine/low_rank.hpp"
 #include "engine/sparse_rows.hpp"
 #include "kernels/sparse_group.hpp"
 #include "support/file_mapping.hpp"
@@ -213,7 +214,7 @@ Matrix Matrix::gather(std::span<const int32_t> rows) const {
     for (size_t i = 0; i < rows.size(); ++i) {
         const size_t row = static_cast<size_t>(rows[i]);
         format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, room,
-                     part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
+                     part.data.bytes() + i / kPanel * part.panel_bytes, i % kPanel);
     }
     return part;
 }
@@ -228,6 +229,11 @@ void Matrix::unpack_panel(const uint8_t* panel, size_t row, float scale, float* 
     format->unpack(panel, row, inputs, group, scale, placed.data());
     for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
 }
+
+FusedMatrix::FusedMatrix() = default;
+FusedMatrix::~FusedMatrix() = default;
+FusedMatrix::FusedMatrix(FusedMatrix&&) noexcept = default;
+FusedMatrix& FusedMatrix::operator=(FusedMatrix&&) noexcept = default;
 
 FusedMatrix::FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
                          bool alternating)
@@ -265,11 +271,41 @@ void FusedMatrix::set_format(const std::string& name, size_t part, const FormatK
     if (!format.grouped && group != 1)
         refuse("weight '" + name + "' cannot have groups of its own in " + format.name);
     if (!scale_blocks(group)) refuse("weight '" + name + "' has groups of no inputs");
+    check_empty(name);
+    formats_[part] = {&format, group};
+    apart_ = apart || low_rank;
+    build();
+}
+
+void FusedMatrix::check_empty(const std::string& name) const {
     const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return m.data || m.streamed; });
     if (stored || bias) refuse("weight '" + name + "' comes too late to choose a format");
-    formats_[part] = {&format, group};
-    apart_ = apart;
+}
+
+void FusedMatrix::add_low_rank(const std::string& name, size_t part, size_t rows, size_t rank,
+                               Factor right, Factor left) {
+    check_empty(name);
+    if (right_of(part)) refuse("weight '" + name + "' has a low-rank term already");
+    if (!rank) refuse("the low-rank term of weight '" + name + "' has the rank 0");
+    if (!low_rank) low_rank = std::make_unique<LowRank>();
+    const size_t begin = std::accumulate(panels_.begin(),
+                                         panels_.begin() + static_cast<ptrdiff_t>(part), size_t{0});
+    low_rank->parts.push_back({part, rows, rank, begin});
+    low_rank->right.emplace_back(*right.format, right.group, padded(rank) / kPanel, inputs_);
+    low_rank->left.emplace_back(*left.format, left.group, padded(rows) / kPanel, rank);
+    apart_ = true;
     build();
+}
+
+Matrix* FusedMatrix::right_of(size_t part) {
+    for (size_t i = 0; low_rank && i < low_rank->parts.size(); ++i)
+        if (low_rank->parts[i].weight == part) return &low_rank->right[i];
+    return nullptr;
+}
+
+Matrix* FusedMatrix::left_of(size_t part) {
+    Matrix* right = right_of(part);
+    return right ? &low_rank->left[static_cast<size_t>(right - low_rank->right.data())] : nullptr;
 }
 
 FusedMatrix::Place FusedMatrix::place(size_t part) {

@@ -1,6 +1,7 @@
 // Matrices as the kernels want them, and several of them that one product multiplies with.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -81,9 +82,14 @@ struct NotTernary : std::invalid_argument {
 // The weights that one product multiplies with, such as queries, keys and values. Neighbours of one
 // format lie in one matrix, one behind the other, or alternating panel by panel (gate and up);
 // weights of different formats lie in matrices of their own.
+struct LowRank;
+
 class FusedMatrix {
 public:
-    FusedMatrix() = default;
+    FusedMatrix();
+    ~FusedMatrix();
+    FusedMatrix(FusedMatrix&&) noexcept;
+    FusedMatrix& operator=(FusedMatrix&&) noexcept;
     // `panels` of each weight; if they alternate, all have the same number.
     FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
                 bool alternating = false);
@@ -93,6 +99,19 @@ public:
     // Throws std::invalid_argument if a weight or a bias has been stored.
     void set_format(const std::string& name, size_t part, const FormatKernels& format,
                     size_t group, bool apart);
+
+    // Adds to weight `part` of so many rows the product of two matrices; the weights then lie in
+    // matrices of their own. Returns the right matrix and the left one, which are to be loaded.
+    // Throws std::invalid_argument if a weight has been stored, or has such a product.
+    struct Factor {
+        const FormatKernels* format;
+        size_t group;
+    };
+    void add_low_rank(const std::string& name, size_t part, size_t rows, size_t rank, Factor right,
+                      Factor left);
+    // The factors of a weight; null where it has none.
+    Matrix* right_of(size_t part);
+    Matrix* left_of(size_t part);
 
     // Where a weight lies: row r in panel `first + r / 16 * every` of `matrix`, its bias in the
     // panel `bias_first + r / 16 * every`.
@@ -115,8 +134,11 @@ public:
     size_t panels() const;
 
     Buffer bias;  // one float for each row of all panels; or empty
+    std::unique_ptr<LowRank> low_rank;  // or null
 
 private:
+    // Throws std::invalid_argument if a weight or a bias has been stored.
+    void check_empty(const std::string& name) const;
     bool together() const;
     void build();
 

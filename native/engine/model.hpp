@@ -67,6 +67,9 @@ struct Workspace {
     Buffer states;    // of the spans of attention
     Buffer screened;  // the input of the coarse head
     Buffer found;     // tokens that may win a draw
+    Buffer thin;      // between the factors of low-rank terms, [n][ranks]
+    Buffer added;     // low-rank terms, [n][rows]
+    Buffer plain;     // products before activation and gate, [n][gate, up]
     std::vector<Buffer> scratch;  // one for each thread
 };
 

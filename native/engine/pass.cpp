@@ -1,4 +1,5 @@
 #include "engine/pass.hpp"
+#include "kernels/isa.hpp"
 
 #include <algorithm>
 #include <map>
@@ -240,6 +241,11 @@ void Pass::reserve() {
                                                             query_split(i, branch).tile));
         }
     }
+    reserve_low_rank();
+    scratch = std::max(scratch, low_rank_scratch_);
+    if (low_rank_scratch_)
+        scratch = std::max(scratch, find_format(kernels_, "fp32").product.scratch_bytes(1));
+    arranged = std::max(arranged, low_rank_arranged_ * 3);  // of the parts of one product
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
         if (buffer.size() >= n_ * stride * sizeof(float)) return;
@@ -277,7 +283,7 @@ void Pass::add(Stage part, Work work, size_t index, size_t things, size_t least)
 // Matrices of one product are multiplied in one phase, each with inputs in its own layout.
 void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Buffer& bias,
                           const Buffer& rows, size_t stride, Product job,
-                          std::optional<size_t> count) {
+                          std::optional<size_t> count, size_t column) {
     const size_t first = products_.size();
     const bool gate_apart = job.gated && matrices.size() == 2;
     job.n = count.value_or(n_);
@@ -290,7 +296,7 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
         job.panel_bytes = matrix.panel_bytes;
         job.group = matrix.group;
         job.inputs = matrix.inputs;
-        job.x = rows.floats();
+        job.x = rows.floats() + column;
         job.bias = bias ? bias.floats() + panels * kPanel : nullptr;
         const bool arranges = matrix.product->arranged_bytes(job.n, matrix.inputs) > 0;
         if (arranges && like == i) {
@@ -302,7 +308,8 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
         Product own = job;
         own.out += begin * kPanel;
         own.rows = matrices.size() == 1 ? job.rows : matrix.panels * kPanel;
-        products_.push_back({&matrix, rows.floats(), stride, own, begin, arranges && like == i});
+        products_.push_back(
+            {&matrix, rows.floats() + column, stride, own, begin, arranges && like == i});
         panels += matrix.panels;
     }
     // The gate multiplies what `up` has left, so it comes behind it.
@@ -451,7 +458,7 @@ void Pass::plan_attention(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
-    multiply_later(Stage::qkv, weights.qkv.matrices(), weights.qkv.bias, work_.normed, hidden_,
+    multiply_fused(Stage::qkv, weights.qkv, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
     if (shape_.qkv_clip || (weights.q_norm && shape_.qk_norm == QKNorm::width))
         add_rows(&Pass::bound_qkv, layer);
@@ -467,7 +474,7 @@ void Pass::plan_attention(size_t layer) {
     if (before_[layer].states.back())
         add(Stage::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
-    multiply_later(Stage::output, weights.o.matrices(), weights.o.bias, work_.attended, attended_,
+    multiply_fused(Stage::output, weights.o, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 
@@ -475,14 +482,14 @@ void Pass::plan_mlp(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_mlp, layer);
-    multiply_later(Stage::up, weights.gate_up.matrices(), weights.gate_up.bias, work_.normed, hidden_,
+    multiply_fused(Stage::up, weights.gate_up, work_.normed, hidden_,
                    {.activation = shape_.activation,
                     .gated = shape_.gated,
                     .out = work_.wide.floats(),
                     .stride = wide_,
                     .rows = padded(shape.intermediate)});
     if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
-    multiply_later(Stage::down, weights.down.matrices(), weights.down.bias, work_.wide, wide_,
+    multiply_fused(Stage::down, weights.down, work_.wide, wide_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/low_rank.hpp"
 #include "engine/model.hpp"
 
 namespace paceline {
@@ -99,6 +100,17 @@ private:
         size_t parts = 0, panels = 0, chunks = 0;
     };
 
+    // What follows a product whose matrices have low-rank terms: they are added to the rows at `to`;
+    // behind activation and gate, those go to `out` then, if it is not null.
+    struct LowRankSum {
+        const FusedMatrix* fused;
+        Activation activation;
+        bool gated;
+        float* to;
+        size_t stride;
+        float* out = nullptr;
+    };
+
     void check(const Branch& branch);
     void choose_layers();
     void check_positions(size_t length) const;
@@ -126,7 +138,16 @@ private:
     }
     void multiply_later(Stage part, std::span<const Matrix> matrices, const Buffer& bias,
                         const Buffer& rows, size_t stride, Product job,
-                        std::optional<size_t> count = {});
+                        std::optional<size_t> count = {}, size_t column = 0);
+    void multiply_fused(Stage part, const FusedMatrix& fused, const Buffer& rows, size_t stride,
+                        Product job);
+    void reserve_low_rank();
+    void reserve_product(const Matrix& matrix);
+    void add_low_rank(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
+    void activate_row(const LowRankSum& sum, const float* plain, float* out, Buffer& scratch) const;
+    size_t arranged_bytes(const Matrix& matrix) const {
+        return (matrix.product->arranged_bytes(n_, matrix.inputs) + 63) / 64 * 64;
+    }
     void run(const Step& step, size_t chunk, size_t thread) {
         (this->*step.work)(step.index, chunk, step.chunks, work_.scratch[thread]);
     }
@@ -214,6 +235,8 @@ private:
     ScreenedRows* screened_;  // or null
     size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
+    size_t thin_ = 0, added_ = 0, plain_ = 0;             // likewise
+    size_t low_rank_scratch_ = 0, low_rank_arranged_ = 0;  // bytes that low-rank terms need
     std::vector<int32_t> depths_;                         // of all nodes
     std::vector<size_t> branch_of_;                       // of all nodes
     std::vector<size_t> first_;                           // first node of each branch
@@ -231,6 +254,7 @@ private:
     std::vector<Phase> phases_;
     std::vector<Fetched> fetched_;  // of each thread
     std::vector<PendingProduct> products_;
+    std::vector<LowRankSum> sums_;
     const uint8_t* layer_at_ = nullptr;  // while planning: where the layer lies, if it is streamed
     std::atomic<bool> failed_{false};
     Clock clock_;

@@ -1,5 +1,7 @@
 #include "engine/weights.hpp"
 
+#include "engine/low_rank.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <charconv>
@@ -211,8 +213,32 @@ void Weights::set_format(const std::string& name, const FormatKernels& format, s
     slot.fused->set_format(name, slot.part, format, group, apart);
 }
 
+void Weights::add_low_rank(const std::string& name, size_t rank, FusedMatrix::Factor right,
+                           FusedMatrix::Factor left) {
+    const Slot slot = matrix_slot(name);
+    if (!layer_index(name)) refuse("weight '" + name + "' belongs to no layer: it takes no low-rank term");
+    slot.fused->add_low_rank(name, slot.part, slot.rows, rank, right, left);
+}
+
+std::pair<Matrix*, size_t> Weights::factor_of(const std::string& name) {
+    const bool right = name.ends_with(".right");
+    if (!right && !name.ends_with(".left")) return {nullptr, 0};
+    const Slot slot = matrix_slot(name.substr(0, name.rfind('.')));
+    Matrix* matrix = right ? slot.fused->right_of(slot.part) : slot.fused->left_of(slot.part);
+    if (!matrix) refuse("weight '" + name + "' is no part of this model: add its low-rank term first");
+    return {matrix, right ? slot.fused->left_of(slot.part)->inputs : slot.rows};
+}
+
 void Weights::load(const std::string& name, const GroupedRows& rows,
                    std::span<const int32_t> order, Pool& pool) {
+    if (const auto [factor, count] = factor_of(name); factor) {
+        if (rows.rows != count || rows.inputs != factor->inputs)
+            refuse("weight '" + name + "' has shape " + extent(rows.rows, rows.inputs, true) +
+                   ", expected " + extent(count, factor->inputs, true));
+        factor->load(name, rows, order, 0, 1, pool);
+        places_[name] = {factor, count, 0, 1};
+        return;
+    }
     const Slot slot = matrix_slot(name);
     expect_extent(name, rows.rows, rows.inputs, slot);
     const auto place = slot.fused->place(slot.part);
@@ -287,7 +313,7 @@ size_t Weights::other_bytes() const {
     add(final_norm);
     for (const LayerWeights& layer : layers) {
         for (const FusedMatrix* fused : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
-            total += fused->bias.size();
+            total += fused->bias.size() + (fused->low_rank ? fused->low_rank->bytes() : 0);
         for (const Norm* norm : {&layer.attn_norm, &layer.q_norm, &layer.k_norm,
                                  &layer.attn_inner_norm, &layer.attn_post_norm, &layer.mlp_norm,
                                  &layer.mlp_inner_norm, &layer.mlp_post_norm})
@@ -329,6 +355,13 @@ void Weights::check() const {
             {&layer.mlp_inner_norm, "mlp_inner_norm"},
             {&layer.mlp_post_norm, "mlp_post_norm"}};
         for (const auto& [norm, name] : norms) need(norm->weight || !norm->bias, prefix + name);
+        for (const FusedMatrix* fused : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+            if (!fused->low_rank) continue;
+            for (const Matrix& matrix : fused->low_rank->right)
+                need(bool(matrix.data), prefix + "right factor of a low-rank term");
+            for (const Matrix& matrix : fused->low_rank->left)
+                need(bool(matrix.data), prefix + "left factor of a low-rank term");
+        }
     }
 }
 
@@ -336,6 +369,9 @@ template <class Use>
 void Weights::each_matrix(Use use) const {
     const auto all = [&](const FusedMatrix& fused) {
         for (const Matrix& matrix : fused.matrices()) use(matrix);
+        if (!fused.low_rank) return;
+        for (const Matrix& matrix : fused.low_rank->right) use(matrix);
+        for (const Matrix& matrix : fused.low_rank->left) use(matrix);
     };
     if (shape_.ends) all(head);
     for (const LayerWeights& layer : layers)

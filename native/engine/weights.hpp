@@ -43,6 +43,11 @@ public:
     // Throws std::invalid_argument if there is none, too.
     void set_format(const std::string& name, const FormatKernels& format, size_t group,
                     bool apart);
+    // Adds a product of two matrices to the matrix `name`; see FusedMatrix::add_low_rank. They are
+    // loaded as `NAME.right` and `NAME.left`.
+    void add_low_rank(const std::string& name, size_t rank, FusedMatrix::Factor right,
+                      FusedMatrix::Factor left);
+    bool has_low_rank(const std::string& name) const { return places_.contains(name + ".left"); }
     // Takes one matrix as integers; see Matrix::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
               Pool& pool);
@@ -117,6 +122,8 @@ private:
     std::pair<size_t, std::string> layer_of(const std::string& name) const;
     // Throws std::invalid_argument where `name` is no matrix.
     Slot matrix_slot(const std::string& name);
+    // The factor that a name means, with its rows; null where it means none.
+    std::pair<Matrix*, size_t> factor_of(const std::string& name);
     void expect_extent(const std::string& name, size_t rows, size_t inputs, const Slot& slot) const;
     void remember(const std::string& name, const Slot& slot);
     Norm* norm_of(const std::string& stem, size_t& size);

@@ -504,7 +504,8 @@ def weight_formats() -> list[tuple[str, str, bool, float, str]]:
     Return the formats of weights: name, format of embedding and head where none is named,
     whether these may have it, bits of a weight in groups of `BLOCK_INPUTS`, and what it
     holds: `floats` that are rounded to it, `blocks` of a GGUF file, or integers in
-    `groups` of any multiple of `BLOCK_INPUTS`.
+    `groups` of any multiple of `BLOCK_INPUTS`, of which `sparse` keeps no zeros, or codes in
+    `rows` that Python packed.
     """
 
 def format_bits(name: str, inputs: int, group: int = 1) -> float:
@@ -519,10 +520,26 @@ def format_holds(
     zeros: NDArray[np.uint16] | None,
     steps: NDArray[np.uint8] | None = None,
     levels: NDArray[np.int8] | None = None,
+    codes: NDArray[np.uint8] | None = None,
+    block_groups: Tokens | None = None,
 ) -> bool:
     """
     Return whether a format keeps integers with scales and zero points [out, groups], or
-    with scales in two grains, as they are.
+    with scales in two grains, as they are. Sparse formats need the codes [out, in], and the
+    group of every `BLOCK_INPUTS` inputs.
+    """
+
+def sparse_group(
+    bits: int,
+    codes: NDArray[np.uint8],
+    scales: Floats,
+    zeros: NDArray[np.uint16] | None,
+    block_groups: Tokens,
+    group: int,
+) -> int:
+    """
+    Return the `group` that `set_format` takes for a bitmap of integers whose scales are
+    shared by `group` blocks: it says, too, how many of them are not zero.
     """
 
 class NativeSequence:
@@ -660,6 +677,24 @@ class NativeModel:
         open.
         """
 
+    def add_low_rank(
+        self,
+        name: str,
+        rank: int,
+        right_format: str,
+        right_group: int,
+        left_format: str,
+        left_group: int,
+    ) -> None:
+        """
+        Add to a matrix of a layer the product of two of integers, which `load` takes as
+        `NAME.left` [out, rank] and `NAME.right` [rank, in]; after `set_format` of those that
+        are multiplied with it, before any of them has values.
+        """
+
+    def has_low_rank(self, name: str) -> bool:
+        """Return whether a product of two matrices is added to a matrix."""
+
     def load(
         self,
         name: str,
@@ -684,7 +719,8 @@ class NativeModel:
     ) -> None:
         """
         Store a matrix of a GGUF file as it is, after `set_format` with its type in lower
-        case: uint8 [out, bytes of a row]. `mapped`: as for `set`.
+        case, or rows that a format of `rows` takes: uint8 [out, bytes of a row]. `mapped`:
+        as for `set`.
         """
 
     def finish(self) -> None:

@@ -28,6 +28,7 @@ from paceline.engines.formats import (
 )
 from paceline.engines.head_screen import HeadScreen
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
+from paceline.engines.low_rank_terms import whole
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.part import Part
@@ -213,7 +214,10 @@ class NativeEngine(Engine):
             ModelError: the engine holds no such matrix.
         """
         try:
-            return self._model.get(name)
+            base = self._model.get(name)
+            if not self._model.has_low_rank(name):
+                return base
+            return whole(base, self._model.get(f"{name}.right"), self._model.get(f"{name}.left"))
         except (ValueError, _native.WeightFileError) as error:
             raise ModelError(str(error)) from None
 

@@ -40,6 +40,10 @@ class Rows:
         """Return the `group` that `set_format` takes."""
         return self.group
 
+    def bits_in(self, name: str) -> float:
+        """Bits of a weight."""
+        return float(8 * self.data.shape[1] / self.inputs)
+
     @classmethod
     def of(cls, matrix: Linear) -> Rows | None:
         """Return a matrix in rows; None where no format of rows holds it as it is."""
