@@ -135,8 +135,8 @@ def test_instruction_sets_agree_in_every_bit_where_sums_are_fused(name: str) -> 
 
 def test_each_width_of_nested_codes_is_held_in_its_own_bits() -> None:
     random = np.random.default_rng(0)
-    planes = random.integers(0, 256, (7, 48, 24)).astype(np.uint8)
-    tables = tuple(random.standard_normal((48, 1 << w)).astype(np.float16) for w in range(3, 8))
+    planes = random.integers(0, 256, (7, 256, 24)).astype(np.uint8)
+    tables = tuple(random.standard_normal((256, 1 << w)).astype(np.float16) for w in range(3, 8))
     losses = np.linspace(1, 0.1, 5, dtype=np.float32)
     whole = NestedCodes(planes, tables, 192, losses)
     for count, width in enumerate((3, 4, 5, 6), 1):

@@ -15,7 +15,8 @@ from paceline.models.tensors import Grouped, Linear, TwoGrained
 
 ENOUGH = 1.02  # a format this much larger than the smallest is taken if it stands before it
 _BITMAP = "bitmap8"  # says with its groups how many weights are not zero
-_GAIN = 0.75  # of the bits of `group8`, above which a bitmap is not worth its time
+_GAIN = 0.75  # of the bits of faster formats, above which a bitmap is not worth its time
+_WIDEST = 16.0  # bits where there is no such format
 _STEP_BITS = 6  # of scales in two grains, at most; others become scales of their own
 
 
@@ -119,7 +120,8 @@ class Blocks:
         if self.steps is not None:
             apart += SPARSE_FORMATS
         bits = {name: self.bits_in(name) for name in names if name not in apart}
-        if _BITMAP in bits and "group8" in bits and bits[_BITMAP] > _GAIN * bits["group8"]:
+        faster = [bits[name] for name in ("group8", "pairs8") if name in bits and self.fits(name)]
+        if _BITMAP in bits and bits[_BITMAP] > _GAIN * min(faster, default=_WIDEST):
             del bits[_BITMAP]
         smallest = next(
             (name for name in sorted(bits, key=lambda n: bits[n]) if self.fits(name)), ""
