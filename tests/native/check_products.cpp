@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "checks.hpp"
+#include "kernels/sparse_group.hpp"
 
 namespace check {
 
@@ -18,7 +19,21 @@ struct Weights {
     Memory<uint8_t> data;
 };
 
-bool is_blocks(const FormatKernels& format) { return format.load_blocks != nullptr; }
+bool is_rows(const FormatKernels& format) { return format.grouped && format.load_blocks; }
+bool is_blocks(const FormatKernels& format) { return format.load_blocks && !format.grouped; }
+bool is_sparse(const std::string& name) {
+    return name.starts_with("pairs") || name.starts_with("bitmap");
+}
+
+// Random bytes as rows whose numbers in half precision are small.
+void load_rows(const FormatKernels& format, size_t rows, size_t inputs, size_t group, Random& random,
+               uint8_t* to) {
+    const size_t bytes = format.panel_bytes(inputs, group) / kPanel;
+    std::vector<uint8_t> stored(rows * bytes);
+    for (size_t i = 0; i < stored.size(); ++i)  // whatever lies there: exponents stay below half
+        stored[i] = static_cast<uint8_t>(random.bits() & 0xbb);
+    format.load_blocks(stored.data(), bytes, rows, inputs, to);
+}
 
 // Random bytes as one row of a file, whose scales are finite.
 std::vector<uint8_t> stored_row(const FormatKernels& format, size_t inputs, Random& random) {
@@ -37,13 +52,17 @@ std::vector<uint8_t> stored_row(const FormatKernels& format, size_t inputs, Rand
 void load_groups(const FormatKernels& format, size_t rows, size_t inputs, size_t group,
                  Random& random, uint8_t* to) {
     const std::string name = format.name;
-    const bool nested = name[0] != 'g';
+    const bool sparse = is_sparse(name), nested = name[0] != 'g' && !sparse;
     const int bits = name[name.find_first_of("23456789")] - '0';
     const size_t blocks = (inputs + paceline::kBlockInputs - 1) / paceline::kBlockInputs;
-    const size_t groups = (blocks + group - 1) / group;
+    const size_t shared = paceline::scale_blocks(group), groups = (blocks + shared - 1) / shared;
     std::vector<uint8_t> codes(rows * inputs), steps(rows * groups);
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(size_t{1} << bits));
     for (uint8_t& step : steps) step = static_cast<uint8_t>(random.below(64));
+    if (sparse)  // one of every two neighbours stays
+        for (size_t i = 0; i < codes.size(); ++i)
+            if ((i % inputs + random.below(2)) % 2 || i % 2)
+                codes[i] = static_cast<uint8_t>(1 << (bits - 1));
     std::vector<float> scales(rows * (nested ? 1 : groups));
     for (float& scale : scales) scale = static_cast<float>(random.below(2048)) * 0x1p-14f;
     std::vector<uint16_t> zeros(rows * groups);
@@ -51,7 +70,7 @@ void load_groups(const FormatKernels& format, size_t rows, size_t inputs, size_t
     std::vector<int8_t> levels(size_t{1} << bits);
     for (int8_t& level : levels) level = static_cast<int8_t>(random.bits());
     std::vector<int32_t> starts(blocks);
-    for (size_t i = 0; i < blocks; ++i) starts[i] = static_cast<int32_t>(i / group);
+    for (size_t i = 0; i < blocks; ++i) starts[i] = static_cast<int32_t>(i / shared);
     paceline::GroupedRows from{rows, inputs, groups, bits, codes.data(), scales.data(), nullptr,
                                starts.data()};
     if (name.ends_with("zero")) from.zeros = zeros.data();
@@ -62,7 +81,12 @@ void load_groups(const FormatKernels& format, size_t rows, size_t inputs, size_t
 }
 
 Weights make_weights(const FormatKernels& format, size_t panels, size_t inputs, Random& random) {
-    const size_t group = format.grouped ? 1 + random.below(4) : 1;
+    const size_t small[] = {4, 8, 16, 32};
+    size_t group = is_rows(format)  ? small[random.below(4)]
+                   : format.grouped ? 1 + random.below(4)
+                                    : 1;
+    if (std::string(format.name).starts_with("bitmap"))
+        group |= static_cast<uint64_t>(kPanel * inputs) << paceline::kRoomShift;
     const size_t bytes = format.panel_bytes(inputs, group);
     Weights weights{panels, inputs, group, bytes, Memory<uint8_t>(panels * bytes + 64)};
     const Kind kinds[] = {Kind::plain, Kind::outliers, Kind::tiny, Kind::steps, Kind::zeros};
@@ -77,6 +101,10 @@ Weights make_weights(const FormatKernels& format, size_t panels, size_t inputs, 
                 stored.insert(stored.end(), one.begin(), one.end());
             }
             format.load_blocks(stored.data(), stored.size() / rows, rows, inputs, to);
+            continue;
+        }
+        if (is_rows(format)) {
+            load_rows(format, rows, inputs, group, random, to);
             continue;
         }
         if (format.grouped) {
@@ -145,7 +173,8 @@ void multiply(const ProductKernels& product, const Weights& weights, bool may_sh
 
 void check_format(const FormatKernels& format, Random random, Record& record) {
     const size_t any[] = {7, 32, 33, 64, 96, 200, 288, 512, 544};
-    const size_t inputs = is_blocks(format) ? 256 * (1 + random.below(3)) : any[random.below(9)];
+    size_t inputs = is_blocks(format) ? 256 * (1 + random.below(3)) : any[random.below(9)];
+    if (is_sparse(format.name)) inputs = (inputs + 3) / 4 * 4;
     const Weights weights = make_weights(format, 1 + random.below(9), inputs, random);
     const std::string name = format.name;
     record.bytes(name + " panels", weights.data.data(), weights.panels * weights.panel_bytes);
