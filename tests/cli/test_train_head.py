@@ -12,7 +12,7 @@ def test_a_head_is_trained_and_named_in_one_line(paceline, tmp_path):
     assert done.code == 0
     assert "tokens per pass as a chain" in done.err
     card = done.json
-    assert card["head"] == "medusa:depth=2"
+    assert card["head"] == "medusa:depth=2,layers=1,output=shared"
     assert 0 <= card["right_at_2"] <= 1
     assert sorted(file.name for file in out.iterdir()) == ["head.json", "head.safetensors"]
     again = paceline("train-head", model, out, *words)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines import native_weights
+from paceline.engines import blocks
 from paceline.engines.native import NativeEngine
 from paceline.engines.reference import ReferenceEngine
 from paceline.models.tensors import Dense, Linear
@@ -32,7 +32,7 @@ KEPT = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 @pytest.fixture(autouse=True)
 def pairs_before_groups() -> Iterator[None]:
     """Rows of these models are so short that formats with more for a row would not be chosen."""
-    with mock.patch.object(native_weights, "ENOUGH", 1.2):
+    with mock.patch.object(blocks, "ENOUGH", 1.2):
         yield
 
 

@@ -63,7 +63,7 @@ class WorkFolder:
 
     def _holds_work(self) -> bool:
         """Return whether there is more than the description of the job."""
-        return any(each.name != _STATE for each in self.path.iterdir())
+        return self.path.is_dir() and any(each.name != _STATE for each in self.path.iterdir())
 
     def finished(self, layers: int) -> int:
         """Return how many blocks, from the first on, are there already."""

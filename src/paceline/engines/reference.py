@@ -143,11 +143,11 @@ class ReferenceEngine(Engine):
             self._layers = StoredLayers(weights, len(config.layers), self._device, dtype)
         else:
             self._take_latents(weights)
-        if kv_limit is not None:
-            self.kv_limit = kv_limit
         self._mask = None if pattern is None else PatternMask(config, pattern, None)
         if pattern is not None and pattern.few_read is not None:
             self._mask = PatternMask(config, pattern, pattern.head_reads(self))
+        if kv_limit is not None:
+            self.kv_limit = kv_limit
 
     def _take_latents(self, weights: Mapping[str, Linear | Floats]) -> None:
         """Let layers whose keys and values are made of a latent cache that."""
