@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -46,6 +48,30 @@ def test_keys_tell_sinks_and_texts_apart() -> None:
         chunk_key((), (1, 2)), chunk_key((1,), (2,)), chunk_key((1, 2), ()), chunk_key((2,), (1,))
     }  # fmt: skip
     assert len(keys) == 4
+
+
+def test_a_cache_may_be_dropped_while_its_thread_writes(tmp_path, monkeypatch) -> None:
+    begun, dropped, write = Event(), Event(), ChunkFolder.write
+
+    def slow(*args):
+        begun.set()
+        assert dropped.wait(60)
+        return write(*args)
+
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    monkeypatch.setattr(ChunkFolder, "write", slow)
+    cache = ChunkCache(folder=ChunkFolder(tmp_path, IDENTITY, 10**6))
+    cache.put(key(1), chunk())
+    assert begun.wait(60)
+    [written] = cache._waiting
+    [thread] = cache._writer._threads
+    del cache
+    dropped.set()
+    written.result(60)
+    thread.join(60)
+    assert not errors
+    assert same(ChunkFolder(tmp_path, IDENTITY, 10**6).read(key(1)), chunk())
 
 
 @pytest.mark.parametrize("kind", ["f4", "f2"])

@@ -100,7 +100,8 @@ class ChunkCache:
                 return
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, "paceline-chunks")
-                finalize(self, self._writer.shutdown)
+                # Without waiting, as the last reference may be the writer's; the process waits.
+                finalize(self, self._writer.shutdown, wait=False)
             written = self._writer.submit(self._write, self.folder, key, chunk)
             self._waiting.add(written)
         written.add_done_callback(self._waiting.discard)
