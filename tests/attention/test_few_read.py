@@ -11,10 +11,10 @@ from paceline.core import Request, TokenTree
 from paceline.engines import open_engine
 from paceline.engines.few_read import HeadRead
 from paceline.errors import MethodError, RequestError
-from paceline.models import load
 from paceline.registry import patterns
 from paceline.serving.messages import Job
 from paceline.serving.worker import Worker
+from tests.attention.conftest import run
 from tests.conftest import shared
 
 MODEL = "stories260K"
@@ -29,39 +29,8 @@ SPECS = [
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load(shared("models", MODEL))
-
-
-@pytest.fixture(scope="module")
-def ids(model):
-    text = "Once upon a time there was a little dog named Max. He liked to run in the park. "
-    text += "Lily saw a big red ball. Tom gave her a blue cup and she said thank you. "
-    return np.array(model.tokenizer.encode(text * 12)[:400], np.int32)
-
-
-@pytest.fixture(scope="module")
-def opened(model):
-    """Engines by pattern and settings, made once."""
-    made = {}
-
-    def get(spec, name="native", **options):
-        key = (spec, name, *options.items())
-        if key not in made:
-            pattern = None if spec is None else patterns.parse(spec)
-            made[key] = open_engine(model, name, pattern=pattern, **options)
-        return made[key]
-
-    return get
-
-
-def run(engine, ids, chunk, prompt=0):
-    rows = []
-    sequence = engine.open()
-    engine.set_prompt(sequence, prompt)
-    engine.extend(sequence, ids, lambda _, __, logits: rows.append(logits.copy()), chunk)
-    engine.release(sequence)
-    return np.concatenate(rows)
+def ids(story):
+    return story(400)
 
 
 def random_tree(data, size=9):

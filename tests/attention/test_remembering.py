@@ -1,5 +1,7 @@
 """Patterns that choose by earlier queries or by clusters of the prompt, in the reference engine."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,9 @@ from paceline.engines.choose_clusters import choose_clusters, cluster_keys
 from paceline.engines.few_read import FewRead
 from paceline.engines.representatives import run_scores
 from paceline.errors import MethodError, RequestError
-from paceline.models import load
 from paceline.registry import patterns
-from tests.attention.test_few_read import path_to, random_tree, run
+from tests.attention.conftest import run
+from tests.attention.test_few_read import path_to, random_tree
 from tests.conftest import shared
 
 MODEL = "stories260K"
@@ -28,28 +30,13 @@ PROMPT = 190
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load(shared("models", MODEL))
+def ids(story):
+    return story(230)
 
 
 @pytest.fixture(scope="module")
-def ids(model):
-    text = "Once upon a time there was a little dog named Max. He liked to run in the park. "
-    text += "Lily saw a big red ball. Tom gave her a blue cup and she said thank you. "
-    return np.array(model.tokenizer.encode(text * 8)[:230], np.int32)
-
-
-@pytest.fixture(scope="module")
-def opened(model):
-    made = {}
-
-    def get(spec):
-        if spec not in made:
-            pattern = None if spec is None else patterns.parse(spec)
-            made[spec] = open_engine(model, "reference", pattern=pattern)
-        return made[spec]
-
-    return get
+def opened(opened):
+    return partial(opened, name="reference")
 
 
 def test_a_run_promises_the_weight_of_all_its_keys_if_all_stand_for_themselves():

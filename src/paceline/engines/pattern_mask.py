@@ -35,7 +35,7 @@ class PatternMask:
 
     @property
     def memory(self) -> ReadMemory | None:
-        """What a new sequence remembers for the pattern; None: nothing."""
+        """Return what a new sequence remembers for the pattern; None: nothing."""
         rule = self.pattern.few_read
         if rule is None or not rule.remembers:
             return None

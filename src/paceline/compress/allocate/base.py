@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paceline.abilities import Ability
 from paceline.errors import RequestError
-from paceline.registry import Method
+from paceline.registry import Method, check_range
 
 Allocation = tuple[int, ...]  # a level for each unit
 Bytes = NDArray[np.int64]  # [units, levels]
@@ -151,9 +151,20 @@ class Allocator(Method, ABC):
 
     The same settings and the same problem give the same calls of `Problem.loss` in the same order,
     so that an interrupted search whose losses were kept goes on where it was.
+
+    Attributes:
+        tokens: that an allocation is judged on, 16 to 1000000.
+        seed: of what is drawn.
     """
 
+    tokens: int
+    seed: int
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
+
+    def __post_init__(self) -> None:
+        """Check the settings that all searches have."""
+        check_range(16, 1_000_000, self.name, tokens=self.tokens)
+        check_range(0, 2**63 - 1, self.name, seed=self.seed)
 
     @abstractmethod
     def search(self, problem: Problem, tick: Callable[[int], None]) -> Allocation:
@@ -165,9 +176,9 @@ class Allocator(Method, ABC):
         """
 
     @property
-    @abstractmethod
     def max_tokens(self) -> int:
         """The most tokens that a search asks `Problem.loss` for."""
+        return self.tokens
 
     @property
     @abstractmethod

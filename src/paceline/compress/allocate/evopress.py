@@ -50,16 +50,10 @@ class EvoPress(Allocator):
     examples = ("evopress", "evopress:generations=2,offspring=2,tokens=64,first_tokens=32")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, 100_000, self.name, generations=self.generations)
         check_range(1, 1000, self.name, offspring=self.offspring)
-        check_range(16, 1_000_000, self.name, tokens=self.tokens)
         check_range(1, self.tokens, self.name, first_tokens=self.first_tokens)
-        check_range(0, 2**63 - 1, self.name, seed=self.seed)
-
-    @property
-    def max_tokens(self) -> int:
-        """See `Allocator`."""
-        return self.tokens
 
     @property
     def evaluations(self) -> int:

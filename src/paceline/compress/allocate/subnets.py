@@ -48,16 +48,10 @@ class Subnets(Allocator):
     examples = ("subnets", "subnets:generations=1,population=2,parents=1,tokens=32")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, 100_000, self.name, generations=self.generations)
         check_range(2, 1000, self.name, population=self.population)
         check_range(1, 1000, self.name, parents=self.parents)
-        check_range(16, 1_000_000, self.name, tokens=self.tokens)
-        check_range(0, 2**63 - 1, self.name, seed=self.seed)
-
-    @property
-    def max_tokens(self) -> int:
-        """See `Allocator`."""
-        return self.tokens
 
     @property
     def evaluations(self) -> int:

@@ -49,15 +49,9 @@ class ZipLM(Allocator):
     examples = ("ziplm", "ziplm:trials=4,tokens=64")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, 100_000, self.name, trials=self.trials)
         check_range(0.001, 1.0, self.name, share=self.share)
-        check_range(16, 1_000_000, self.name, tokens=self.tokens)
-        check_range(0, 2**63 - 1, self.name, seed=self.seed)
-
-    @property
-    def max_tokens(self) -> int:
-        """See `Allocator`."""
-        return self.tokens
 
     @property
     def evaluations(self) -> int:

@@ -159,7 +159,7 @@ class ShapeSearch(BudgetSearch):
 
     @cached_property
     def _room(self) -> int:
-        """What the budget leaves for the modules, in bytes or nanoseconds.
+        """Return what the budget leaves for the modules, in bytes or nanoseconds.
 
         Raises:
             RequestError: a pass without any layer takes longer.
