@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import _native
-from paceline.core import TokenTree
 from paceline.engines.formats import ROW_FORMATS
 from paceline.engines.native import NativeEngine
 from paceline.engines.native_weights import expands
 from paceline.engines.row_codes import Rows
 from paceline.models.tensors import Codebook, Grouped, Linear, NestedCodes, TwoGrained
-from tests.engines.test_block_formats import VOCAB, config, weights_of
+from tests.engines.test_block_formats import VOCAB, check_products, config, weights_of
 from tests.engines.test_byte_activations import outliers
 from tests.engines.test_native import ISAS, check_every_bit, run
 
@@ -88,16 +87,7 @@ def test_products_differ_from_exact_ones_by_rounding(name: str, isa: str) -> Non
     shape = config(608, 256)
     for group in (4, 8, 16):
         engine = open_rows(shape, lambda group=group: (name, group), isa=isa, threads=2)
-        values = engine.head_values.astype(np.float64)
-        for n in (1, 2, 3, 5, 6, 7, 13, 40):
-            tree = TokenTree.chain(np.arange(n, dtype=np.int32) % VOCAB)
-            logits = engine.forward([(engine.open(), tree)])
-            states = engine.hidden().astype(np.float64)
-            sizes = np.abs(states) @ np.abs(values).T
-            step = np.abs(states).max(1, keepdims=True) / 32767
-            rounded = step / 2 * np.abs(values).sum(1)
-            added = 2.0**-24 * 64 * sizes.max(1, keepdims=True)
-            assert (np.abs(logits - states @ values.T) <= rounded + added).all()
+        check_products(engine, engine.head_values, (1, 2, 3, 5, 6, 7, 13, 40), 64)
         if name.startswith("table"):
             break
 

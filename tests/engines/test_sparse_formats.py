@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import _native
-from paceline.core import TokenTree
 from paceline.engines.byte_activations import KINDS
 from paceline.engines.formats import FORMATS, HEADS, SPARSE_FORMATS, parse_format
 from paceline.engines.native import NativeEngine
 from paceline.engines.native_weights import Blocks
 from paceline.errors import MethodError
 from paceline.models.tensors import Grouped, Linear
-from tests.engines.test_block_formats import VOCAB, config, weights_of
+from tests.engines.test_block_formats import VOCAB, check_products, config, weights_of
 from tests.engines.test_byte_activations import check_head, in_bytes, outliers
 from tests.engines.test_group_formats import dense, integers, load_block, put
 from tests.engines.test_native import ISAS, check_every_bit, run
@@ -96,16 +95,9 @@ def test_products_differ_from_exact_ones_by_rounding(name: str, isa: str) -> Non
     """By that of activations, and of two fp32 sums for each block."""
     shape = config(608, 256)
     engine = open_sparse(shape, lambda: (name, 2), isa=isa, threads=2)
-    values = engine.head_values.astype(np.float64)
-    for n in (1, 2, 3, 4, 7, 12, 13, 24, 25, 40):
-        tree = TokenTree.chain(np.arange(n, dtype=np.int32) % VOCAB)
-        logits = engine.forward([(engine.open(), tree)])
-        states = engine.hidden().astype(np.float64)
-        sizes = np.abs(states) @ np.abs(values).T
-        step = np.abs(states).max(1, keepdims=True) / 32767
-        rounded = step / 2 * np.abs(values).sum(1)
-        added = 2.0**-24 * shape.hidden_size / 16 * 20 * sizes.max(1, keepdims=True)
-        assert (np.abs(logits - states @ values.T) <= rounded + added).all()
+    check_products(
+        engine, engine.head_values, (1, 2, 3, 4, 7, 12, 13, 24, 25, 40), shape.hidden_size / 16 * 20
+    )
     check_head(in_bytes(engine, ["head"]), engine.head_values)
 
 
