@@ -6,7 +6,8 @@ r"""Bits against loss: recipes on shuffled bases, paired with the base, as Markd
 BASE is a folder that `base.py` wrote; several seeds are averaged. The text is WikiText-2's
 validation part in windows of 512 tokens, documents with `<unk>` left out sentence by sentence.
 Results are kept in the cache file by base, recipe and settings, and beside it how each base
-predicts the text and what it wrote for calibration.
+predicts the text and what it wrote for calibration. `--calibration wikipedia` takes the first
+articles of the shared ones, which are others than those of WikiText.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import lzma
 import re
 import shutil
 import tempfile
@@ -35,6 +37,7 @@ from paceline.models import Model, load
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WIKITEXT = DATA / "wikitext-2" / "valid.tokens.txt.gz"
+WIKIPEDIA = DATA.parent / "text" / "wikipedia-en.jsonl.xz"
 
 
 COLUMNS = ("bits", "bytes", "nats", "error", "firsts")
@@ -55,6 +58,15 @@ def wikitext() -> str:
         if len(text) > 60:
             kept.append(text)
     return "\n\n".join(kept)
+
+
+def wikipedia(characters: int = 224_000) -> str:
+    """Return the beginning of the shared Wikipedia articles."""
+    articles: list[str] = []
+    with lzma.open(WIKIPEDIA, "rt", encoding="utf-8") as lines:
+        while sum(map(len, articles)) < characters:
+            articles.append(json.loads(next(lines))["text"])
+    return "\n\n".join(articles)[:characters]
 
 
 def score(path: Path, windows: int) -> Scores:
@@ -99,7 +111,12 @@ def calibration_texts(base: Path, model: Model, recipe: Recipe, asked: Any) -> C
         name = f"{base.name}-own-{tokens}-{seed}"
         return kept_arrays(asked.cache, name, lambda: {"tokens": write(tokens)})["tokens"]
 
-    return calibration(model, asked.calibration, asked.rows, asked.length, seed, own)
+    if asked.calibration != "wikipedia":
+        return calibration(model, asked.calibration, asked.rows, asked.length, seed, own)
+    with tempfile.TemporaryDirectory() as folder:
+        articles = Path(folder) / "wikipedia.txt"
+        articles.write_text(wikipedia(), encoding="utf-8")
+        return calibration(model, str(articles), asked.rows, asked.length, seed)
 
 
 def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
