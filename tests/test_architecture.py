@@ -43,7 +43,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Modules of a family folder that hold no method: what all methods of the family share.
 SHARED = {
-    "drafter": {"base", "state"},
+    "drafter": {"base", "member_account", "state"},
     "head": {"base", "attention"},
     "control": {"base", "capabilities", "logits", "sampler_spec"},
     "guide": {"base", "guide_models", "guide_stream"},

@@ -117,7 +117,7 @@ def test_a_member_that_brings_nothing_rests(monkeypatch):
     seconds = iter(np.arange(0, 1e6, 0.01))  # every look at the clock takes 10 ms
     monkeypatch.setattr(module, "perf_counter", lambda: float(next(seconds)))
     run(drafter, 400, lambda t: (t + 1) % 7)
-    assert 16 <= liar.asked < 120
+    assert 1 <= liar.asked < 20
     drafter._method = drafters.parse("blend:ask=always")
     run(drafter, 50, lambda t: (t + 1) % 7)
     assert liar.asked > 50

@@ -7,7 +7,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from paceline.drafters.base import (
     step_arrays,
 )
 from paceline.drafters.history.warm_start import start_of
+from paceline.drafters.member_account import MemberAccount, followed
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.state import checked
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
@@ -63,9 +64,11 @@ class Blend(DraftMethod):
     tokens wins; how much to rely on it is learnt, too. Under a grammar only allowed tokens are
     proposed, and all of them where there are few.
 
-    A member is asked while its drafts pay: an accepted token is credited in equal parts to the
-    members that proposed it, at the time that a token takes now. A member that costs more than it
-    gains rests for longer and longer, and is tried again.
+    A member is asked while its drafts pay, at the time that a token takes now. Where it runs a
+    model or a head, a tree without it is grown as well, and what it gains are the drawn tokens that
+    only the tree with it holds; of other members an accepted token is credited in equal parts to
+    those that proposed it. A member that costs more than it gains rests, and is tried again as
+    often as 1/200 of the time pays for.
 
     State: that of `recycle`, `suffix` and each member. Cost of a proposal: some 2 microseconds a
     node, and the members' own.
@@ -121,38 +124,14 @@ class Blend(DraftMethod):
 
 
 @dataclass
-class _Worth:
-    """Whether a member is worth its time. Means over about 20 passes."""
-
-    seconds: float = 0.0  # of a proposal
-    gained: float = 0.0  # accepted tokens credited to a proposal
-    asked: int = 0
-    resting: int = 0
-    rest: int = 16
-
-    PATIENCE: ClassVar[int] = 16
-    LONGEST: ClassVar[int] = 1024
-
-    def record(self, seconds: float, gained: float, token: float) -> None:
-        """Record a proposal and its credit; `token` is the seconds that a token takes."""
-        self.asked += 1
-        self.seconds += 0.05 * (seconds - self.seconds) if self.asked > 1 else seconds
-        self.gained += 0.05 * (gained - self.gained) if self.asked > 1 else gained
-        if self.asked % self.PATIENCE:
-            return
-        if self.gained * token >= self.seconds:
-            self.rest = 16
-        else:
-            self.resting, self.rest = self.rest, min(2 * self.rest, self.LONGEST)
-
-
-@dataclass
 class _Asked:
     """One pass: which members were asked, what each cost, and which proposed each node."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     named: dict[tuple[int, ...], int] = field(default_factory=dict)  # empty if no member proposed
     at: float = 0.0
+    tree: tuple[Tokens, Tokens] | None = None  # tokens and parents, as proposed
+    without: tuple[Tokens, Tokens] | None = None  # likewise, without the members that run models
 
 
 class _Blend(ModelBacked):
@@ -188,16 +167,18 @@ class _Blend(ModelBacked):
         methods = zip(self._members, self._method.methods(), strict=True)
         other._members = [m.fork() or method.build(self._target) for m, method in methods]
         other._forget()
+        other._worth = self._worth
         return other
 
     def _forget(self) -> None:
-        self._worth = [_Worth() for _ in self._members]
+        self._worth = [MemberAccount() for _ in self._members]
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt, self._request = 0, Request((), 0)
         self._unread: tuple[int, ...] = ()  # prompt
         self._rested: set[int] = set()  # members that have not read the text meanwhile
         self._silent: set[int] = set()  # members that have nothing to propose for this request
+        self._learning: dict[int, float] = {}  # seconds that members took to observe
         self._starts: dict[int, int | None] = {}  # of the noise, by position
         self._masking: MasksTokens | None = None
 
@@ -209,9 +190,9 @@ class _Blend(ModelBacked):
         for i, member in enumerate(self._members):
             member.begin(request)
             if member.uses_prediction and request.prediction:
-                self._worth[i] = _Worth()  # it has something new to follow
+                self._worth[i] = MemberAccount()  # it has something new to follow
             if member.certain and request.controls:
-                self._worth[i] = _Worth()
+                self._worth[i] = MemberAccount()
         self._silent = {
             i
             for i, m in enumerate(self._members)
@@ -228,22 +209,22 @@ class _Blend(ModelBacked):
         return [engine for member in self._model_backed() for engine in member.engines]
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        always = self._method.ask == "always"
-        pairs = zip(self._members, self._worth, strict=True)
-        asked = [member for member, worth in pairs if always or not worth.resting]
-        backed = [member for member in asked if isinstance(member, ModelBacked)]
+        backed = [m for m in self._awake() if isinstance(m, ModelBacked)]
         return max((member.follow(context, max_tokens) for member in backed), default=0)
 
     def follow_recent(self, context: Tokens, max_tokens: int) -> int:
-        asked = (
-            m for m, worth in zip(self._members, self._worth, strict=True) if not worth.resting
-        )
-        backed = [member for member in asked if isinstance(member, ModelBacked)]
+        backed = [m for m in self._awake() if isinstance(m, ModelBacked)]
         return max((member.follow_recent(context, max_tokens) for member in backed), default=0)
 
     def release(self) -> None:
         for member in self._model_backed():
             member.release()
+
+    def _rests(self, member: int) -> bool:
+        return self._worth[member].resting and self._method.ask == "worth"
+
+    def _awake(self) -> list[Drafter]:
+        return [member for i, member in enumerate(self._members) if not self._rests(i)]
 
     def _model_backed(self) -> list[ModelBacked]:
         return [member for member in self._members if isinstance(member, ModelBacked)]
@@ -258,18 +239,17 @@ class _Blend(ModelBacked):
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         asked = _Asked()
         proposals = []
-        for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
+        for i, member in enumerate(self._members):
             if i in self._silent:
                 continue
-            if worth.resting and self._method.ask == "worth":
-                worth.resting -= 1
+            if self._rests(i):
                 self._rested.add(i)
                 continue
+            start = perf_counter()
             if i in self._rested and isinstance(member, ModelBacked):
                 with suppress(MemoryFullError):  # it proposes nothing then
                     member.follow_recent(context, _RECENT)
             self._rested.discard(i)
-            start = perf_counter()
             proposal = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
             if len(proposal) > 1:
@@ -277,12 +257,21 @@ class _Blend(ModelBacked):
                     (i, member.certain, proposal.tokens, proposal.parents, proposal.scores)
                 )
         noise, allowed = self._foreseen(context, budget)
+        given = (context, budget, min_path_prob)
+        cheap = [each for each in proposals if not isinstance(self._members[each[0]], ModelBacked)]
+        if len(cheap) < len(proposals) and self._method.ask == "worth":
+            start = perf_counter()
+            asked.without = self._blend.propose(*given, cheap, noise, allowed)[:2]
+            share = (perf_counter() - start) / (len(proposals) - len(cheap))
+            for i in {each[0] for each in proposals} - {each[0] for each in cheap}:
+                asked.seconds[i] += share
         tokens, parents, scores, origin, named = self._blend.propose(
-            context, budget, min_path_prob, proposals, noise, allowed
+            *given, proposals, noise, allowed
         )
         tree = TokenTree.trusted(tokens, parents, scores, origin)
         if proposals:
             asked.named = dict(zip(paths(tree), named.tolist(), strict=True))
+            asked.tree = (tokens, parents)
         asked.at = perf_counter()
         self._asked = asked
         return tree
@@ -311,26 +300,46 @@ class _Blend(ModelBacked):
         drawn = len(step.context) >= self._prompt
         if drawn:
             self._settle(step)
-        for member in self._members:
+        for i, member in enumerate(self._members):
+            if member.needs_hidden and self._rests(i):
+                continue  # it begins anew with the states of its first pass
             if member.top_k and (drawn or member.learns_from_prompt):
+                start = perf_counter()
                 member.observe(step)
+                if member.needs_hidden:
+                    self._learning[i] = perf_counter() - start
         self._blend.observe(*step_arrays(step), drawn)
 
     def _settle(self, step: Step) -> None:
-        """Credit the accepted nodes to the members that proposed them."""
-        asked, accepted = self._asked, len(step.path)
-        if asked.at:
-            token = (perf_counter() - asked.at) / accepted
-            self._token += 0.05 * (token - self._token) if self._token else token
+        """Record what members cost and gained, and which of them are asked next."""
+        asked, self._asked = self._asked, _Asked()
+        if not asked.at:
+            return
+        now, accepted = perf_counter(), len(step.path)
+        passed = now - asked.at
+        token = passed / accepted
+        self._token += 0.05 * (token - self._token) if self._token else token
         credit: list[int] = []
         if asked.named:
             by_node = paths(step.tree)
             credit = [asked.named.get(by_node[node], 0) for node in step.path.tolist()]
-        for i, seconds in asked.seconds.items():
-            bit = 1 << i + len(_OWN)
-            gained = sum(1 / named.bit_count() for named in credit if named & bit)
-            self._worth[i].record(seconds, gained, self._token)
-        self._asked = _Asked()
+        for i, worth in enumerate(self._worth):
+            if i in asked.seconds:
+                seconds = asked.seconds[i] + self._learning.pop(i, 0.0)
+                worth.record(seconds, self._gained(i, asked, credit, step), self._token)
+            worth.rest(passed, now)
+        self.needs_hidden = any(member.needs_hidden for member in self._awake())
+
+    def _gained(self, member: int, asked: _Asked, credit: list[int], step: Step) -> float:
+        """Return the tokens of a pass that a member gained."""
+        bit = 1 << member + len(_OWN)
+        if not isinstance(self._members[member], ModelBacked) or asked.tree is None:
+            return sum(1 / named.bit_count() for named in credit if named & bit)
+        if asked.without is None:
+            return 0.0
+        drawn = step.drawn.tolist()
+        sharing = sum(isinstance(self._members[i], ModelBacked) for i in asked.seconds)
+        return (followed(*asked.tree, drawn) - followed(*asked.without, drawn)) / sharing
 
     def state(self) -> State:
         state = mixer_state(self._blend.mixer) | automata_state(self._blend.suffix)
