@@ -139,8 +139,7 @@ class Recovery:
             rate: at the beginning.
             state: the file where the state is kept twice a minute; None keeps none.
         """
-        groups = [pair for layer in self.layers for pair in layer.groups()]
-        descent = Descent(groups, steps, rate)
+        descent = Descent(self._parameters(), steps, rate)
         done = 0 if state is None else self._restore(descent, state)
         kept = monotonic()
         for step, rows in enumerate(self.split.batches(steps)):
@@ -169,6 +168,10 @@ class Recovery:
     def trained_weights(self) -> list[LayerWeights]:
         """Return the weights of all layers, differentiable."""
         return [layer.weights() for layer in self.layers]
+
+    def _parameters(self) -> list[tuple[Tensor, float]]:
+        """Return what is trained, with factors of the rate."""
+        return [pair for layer in self.layers for pair in layer.groups()]
 
     def _backwards(self, rows: Tensor) -> float:
         """Add the gradients of the loss on some texts; return it."""

@@ -122,8 +122,11 @@ class WidthPruner(StructureMethod):
     def cut(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
         """Return a model without its lowest units; arguments are those of `restructure`."""
         check_sliceable(self.name, model.config, model.layer(0))
+        return self.cut_by(self.scores(model, base, folder), model)
+
+    def cut_by(self, scores: Sequence[LayerScores], model: WholeModel) -> Structure:
+        """Return a model without the units that `counts` says, the lowest scores first."""
         shapes = model.config.layers
-        scores = self.scores(model, base, folder)
         sizes = []
         for index, layer in enumerate(scores):
             weights = model.layer(index)
