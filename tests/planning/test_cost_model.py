@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.core import TokenTree
-from paceline.planning.cost_model import Slowdown, forecast
+from paceline.planning.cost_model import Slowdown, forecast, share_reached
 from paceline.planning.draft_gains import THRESHOLDS, gains, likely_gains, tree_sizes
 from paceline.planning.measured_facts import (
     NO_DRAFTS,
@@ -49,6 +49,18 @@ def test_a_budget_is_the_one_that_pays_most():
 def test_a_drafter_that_does_not_pay_rests():
     slow = DraftFacts(DRAFTS.gained, 1.0)
     assert said(Setup("m"), slow).nodes == 0
+
+
+def test_an_automatic_budget_is_as_fast_as_it_was_measured():
+    setup, best = Setup("m"), 2 / (0.02 + 125e-5 + 0.001 + 0.0005)
+    measured = replace(DRAFTS, automatic=1.25 / best)
+    reached = share_reached(setup, ENGINE, measured, PROMPTS)
+    assert reached == pytest.approx(0.8)
+    assert said(setup, measured, reached=reached).tokens_per_second == pytest.approx(0.8 * best)
+    slower = replace(measured, reference=0.01).timed(0.02)  # the machine is half as fast
+    assert slower.automatic == pytest.approx(2 * measured.automatic)
+    assert share_reached(setup, ENGINE, DRAFTS, PROMPTS) == 1
+    assert share_reached(Setup("m", budget=4), ENGINE, measured, PROMPTS) == 1
 
 
 def test_smaller_caches_take_less_time_and_memory():

@@ -125,6 +125,8 @@ def test_a_drafter_is_described(measurer):
     plain = DraftFacts.parse(measurer.drafts("plain"))
     assert set(plain.gained) == {1.0}
     assert plain.forward > 0
+    assert facts.automatic > 0
+    assert plain.automatic == 0  # a budget has nothing to choose
 
 
 def test_a_drafter_that_is_slower_than_passes_answers_one_prompt(measurer, monkeypatch):

@@ -13,10 +13,12 @@ user:
 
 where o is what the decoding loop takes besides. T is the shortest time of passes that were run for
 it; how much longer the passes of answers take, r, is measured for plain passes and for full trees,
-and interpolated between them. Several users are scheduled as the server does it, pass by pass: see
-`batch_schedule`. A format that has not been measured takes its bytes over the memory bandwidth, or
-the curve of the measured one scaled by the bytes. Memory is that of weights, keys and values,
-drafters, and the logits of a pass. docs/guides/plan.md states what the model leaves out.
+and interpolated between them. An automatic budget is as fast as the best of its choices would be,
+times the share of that speed that it reached when it was measured. Several users are scheduled as
+the server does it, pass by pass: see `batch_schedule`. A format that has not been measured takes
+its bytes over the memory bandwidth, or the curve of the measured one scaled by the bytes. Memory is
+that of weights, keys and values, drafters, and the logits of a pass. docs/guides/plan.md states
+what the model leaves out.
 """
 
 from __future__ import annotations
@@ -143,6 +145,7 @@ def forecast(
     goal: Goal,
     slowdown: Slowdown = Slowdown(),
     reads: ReadFacts = READ_ALL,
+    reached: float = 1.0,
 ) -> Forecast:
     """Return speed and memory of a setup.
 
@@ -154,6 +157,7 @@ def forecast(
         goal: gives context and users.
         slowdown: of passes against the engine's curve.
         reads: of its attention pattern.
+        reached: share of the speed of its best trees for one user, as `share_reached` says.
     """
     cached, rows = prompts.cached, cache_rows(setup, prompts.context(goal))
     if setup.kv_policy is not None:
@@ -161,7 +165,7 @@ def forecast(
     passes = AnswerPasses(setup, engine, drafts, slowdown, cached, reads.share)
     one, nodes = passes.best(1)
     if goal.users == 1:
-        speed = one.gained / one.seconds
+        speed = reached * one.gained / one.seconds
     else:
         nodes = passes.best(min(goal.users, MAX_STREAMS))[1]
         seconds = batch_seconds(
@@ -176,6 +180,30 @@ def forecast(
     first += engine.pass_seconds(1, prompts.prompt, 1, setup.kv_format, reads.share)
     memory = memory_of(setup, engine, drafts, prompts, goal, reads)
     return Forecast(speed, first, memory, nodes)
+
+
+def share_reached(
+    setup: Setup,
+    engine: EngineFacts,
+    drafts: DraftFacts,
+    prompts: PromptFacts,
+    slowdown: Slowdown = Slowdown(),
+) -> float:
+    """Return the measured speed of an automatic budget over that of the best of its choices.
+
+    It is below 1 as the budget must learn what pays, most so on short answers.
+
+    Args:
+        setup: in which it was measured.
+        engine: of that setup.
+        drafts: of its drafter.
+        prompts: that were decoded.
+        slowdown: of passes against the engine's curve.
+    """
+    if setup.budget != "auto" or not drafts.automatic or engine.predicted:
+        return 1.0
+    best = AnswerPasses(setup, engine, drafts, slowdown, prompts.cached, READ_ALL.share).best(1)[0]
+    return best.seconds / best.gained / drafts.automatic
 
 
 def cache_rows(setup: Setup, context: int) -> int:

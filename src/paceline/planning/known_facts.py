@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from paceline.errors import RequestError
 from paceline.planning.candidates import STORED, WeightCandidate, thread_candidates
-from paceline.planning.cost_model import Slowdown
+from paceline.planning.cost_model import Slowdown, share_reached
 from paceline.planning.lab import Lab
 from paceline.planning.measured_facts import (
     NO_DRAFTS,
@@ -16,6 +16,7 @@ from paceline.planning.measured_facts import (
     PromptFacts,
     ReadFacts,
 )
+from paceline.planning.setups import Setup
 
 PLAIN = "plain"
 _UNMEASURED_NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -121,6 +122,14 @@ class KnownFacts:
         if stored is None:
             return Slowdown()
         return Slowdown.of(stored, self.drafts.get(PLAIN, NO_DRAFTS), drafts, self.prompts)
+
+    def reached(self, drafts: DraftFacts) -> float:
+        """Return the share of the best speed that an automatic budget reached with a drafter."""
+        stored = self.stored
+        if stored is None:
+            return 1.0
+        setup = Setup(self.source.path, budget="auto")
+        return share_reached(setup, stored, drafts, self.prompts, self.slowdown(drafts))
 
     def faster_threads(self) -> list[int | None]:
         """Return None for the default threads, and other numbers that are clearly faster."""

@@ -202,6 +202,7 @@ class DraftFacts:
         sizes: nodes of a pass beyond the root, in the mean, with each budget; empty: the budget.
         likely_gained, likely_sizes: the same where each pass keeps the nodes above some path
             probability, for several of those.
+        automatic: seconds of a token with an automatic budget; 0 where it was not measured.
     """
 
     gained: tuple[float, ...]
@@ -215,6 +216,7 @@ class DraftFacts:
     sizes: tuple[float, ...] = ()
     likely_gained: tuple[float, ...] = ()
     likely_sizes: tuple[float, ...] = ()
+    automatic: float = 0.0
 
     @property
     def budget(self) -> int:
@@ -244,8 +246,8 @@ class DraftFacts:
             int(found[name]) for name in ("state_bytes", "model_bytes", "page_bytes")
         )
         reference = float(found["reference"])
-        seconds, overhead, forward = (
-            float(found[name]) for name in ("seconds", "overhead", "forward")
+        seconds, overhead, forward, automatic = (
+            float(found[name]) for name in ("seconds", "overhead", "forward", "automatic")
         )
         sizes = tuple(map(float, found["sizes"]))
         if sizes and (len(sizes) != len(gained) or not all(0 <= n < 1e6 for n in sizes)):
@@ -256,8 +258,8 @@ class DraftFacts:
         if len(likely) != len(nodes) or not all(0 <= n < 1e6 for n in (*likely, *nodes)):
             raise ValueError("other likely sizes than gains")
         times = (seconds, overhead, forward)
-        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes)
-        if not min(seconds, overhead, forward, reference) >= 0:
+        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes, automatic)
+        if not min(*times, reference, automatic) >= 0:
             raise ValueError("a time below 0")
         return facts
 
@@ -269,6 +271,7 @@ class DraftFacts:
             seconds=ratio * self.seconds,
             overhead=ratio * self.overhead,
             forward=ratio * self.forward,
+            automatic=ratio * self.automatic,
             reference=ratio * self.reference,
         )
 

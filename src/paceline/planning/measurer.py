@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from paceline import registry
 from paceline.core import Request
-from paceline.drafters.base import engines_of
+from paceline.drafters.base import Drafter, engines_of
 from paceline.engines.base import Engine
 from paceline.engines.cost import measure_cost
 from paceline.engines.cost_cache import known_cost, measure_streamed
 from paceline.errors import RequestError
 from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
+from paceline.loading import open_budget
 from paceline.measuring.bandwidth import measure_bandwidth
 from paceline.measuring.baseline import decode
 from paceline.measuring.memory import state_bytes
@@ -267,6 +268,8 @@ class EngineMeasurer:
             draft += spent.draft
             forward += spent.forward
             overhead += max(spent.decode - spent.draft - spent.forward, 0.0)
+        alone = nodes != MAX_NODES or not gained[-1] > passes  # nothing for a budget to choose
+        automatic = 0.0 if alone else self._automatic(lm, built, requests)
         engines, count = engines_of(built), max(passes, 1)
         facts = DraftFacts(
             tuple((gained / count).clip(1.0).tolist()),
@@ -279,8 +282,18 @@ class EngineMeasurer:
             sizes=tuple((sizes / count).tolist()),
             likely_gained=tuple((likely[0] / count).clip(1.0).tolist()),
             likely_sizes=tuple((likely[1] / count).tolist()),
+            automatic=automatic,
         )
         return facts.document()
+
+    @staticmethod
+    def _automatic(lm: LM, drafter: Drafter, requests: Sequence[Request]) -> float:
+        """Return the seconds of a token with an automatic budget, which learns as it decodes."""
+        drafter.reset()
+        budget = open_budget("auto", lm.engine)
+        outputs = [decode(lm, drafter, request, budget) for request in requests]
+        seconds = sum(output.seconds.decode for output in outputs)
+        return seconds / max(sum(len(output.tokens) for output in outputs), 1)
 
     def scores(self, path: str, weight_format: str, cache: CacheForm) -> list[float]:
         """Return the judge's score of the answer to each prompt, which is its last argument."""

@@ -262,7 +262,8 @@ class PlanSearch:
         auto = Setup(**{**values, "budget": 0 if drafter == PLAIN else "auto"})
         slowdown = self.known.slowdown(drafts)
         reads = READ_ALL if setup.attention is None else self.known.reads[setup.attention]
-        said = forecast(auto, engine, drafts, self.prompts, self.goal, slowdown, reads)
+        reached = 1.0 if drafter == PLAIN else self.known.reached(drafts)
+        said = forecast(auto, engine, drafts, self.prompts, self.goal, slowdown, reads, reached)
         yield Candidate(auto, said, loss, whole, exact, engine.predicted)
         if drafter != PLAIN and said.nodes:
             fixed = Setup(**{**values, "budget": said.nodes})
