@@ -7,7 +7,8 @@ BASE is a folder that `base.py` wrote; several seeds are averaged. The text is W
 validation part in windows of 512 tokens, documents with `<unk>` left out sentence by sentence.
 Results are kept in the cache file by base, recipe and settings, and beside it how each base
 predicts the text and what it wrote for calibration. `--calibration wikipedia` takes the first
-articles of the shared ones, which are others than those of WikiText.
+articles of the shared ones, which are others than those of WikiText. `--folder FOLDER` judges what
+`paceline compress BASE FOLDER` wrote.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 
 from paceline.cli.compress import own_writer
 from paceline.compress.calibrate import Calibration, calibration
+from paceline.compress.checkpoint import stored_size
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import Recipe, parse_recipe
 from paceline.lm import LM
@@ -133,6 +135,13 @@ def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
     return row(size.bits_per_weight, size.total, loss) | {"seconds": seconds}
 
 
+def judge_folder(base: Path, folder: Path, asked: SimpleNamespace) -> dict[str, Any]:
+    """Return bits and loss of a compressed model that is there."""
+    size = stored_size(load(folder))
+    loss = paired(score(folder, asked.windows), score_base(base, asked.windows, asked.cache))
+    return row(size.bits_per_weight, size.total, loss)
+
+
 def row(bits: float, total: int, loss: Loss) -> dict[str, Any]:
     """Return what is kept and shown of one compressed model."""
     sizes = {"bits": bits, "bytes": total}
@@ -178,9 +187,13 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bases", nargs="+", type=Path)
-    parser.add_argument("--recipe", action="append", required=True)
+    parser.add_argument("--recipe", action="append", default=[])
+    parser.add_argument("--folder", type=Path, help="of a compressed model, made from the one base")
     add_settings(parser)
     asked: SimpleNamespace = parser.parse_args(namespace=SimpleNamespace())
+    if asked.folder:
+        title = str(asked.folder.name)
+        print_table({title: [judge_folder(asked.bases[0], asked.folder, asked)]})
     known = json.loads(asked.cache.read_text()) if asked.cache and asked.cache.exists() else {}
     for number, recipe in enumerate(asked.recipe):
         rows = []
@@ -191,7 +204,7 @@ def main() -> None:
                 if asked.cache:
                     asked.cache.write_text(json.dumps(known, indent=1))
             rows.append(known[key])
-        print_table({recipe: rows}, title=number == 0)
+        print_table({recipe: rows}, title=number == 0 and not asked.folder)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ def test_the_frontier_judges_recipes_and_remembers(tmp_path, monkeypatch, capsys
     assert len(json.loads((tmp_path / "known.json").read_text())) == 1
     monkeypatch.setattr(frontier, "judge", None)  # not asked again
     frontier.main()
+    words = ["frontier", tmp_path / "base", "--folder", tmp_path / "base", "--windows", "2"]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    capsys.readouterr()
+    frontier.main()
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert [float(each) for each in row[2:3] + row[4:7]] == [32, 0, 0, 1]
 
 
 def test_the_script_of_feedback_prints_a_share_for_each_type(monkeypatch, capsys):
