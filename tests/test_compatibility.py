@@ -71,6 +71,7 @@ SETTINGS = {
     "models/extension.py", "models/infill.py",
     "control/structured/tools.py",
     "drafters/blend.py", "drafters/draft_model/base.py", "drafters/model.py", "drafters/recycle.py",
+    "drafters/retrieved_context.py",
     "control/keywords.py",
     "deprecated.py", "lm.py", "serving/api/choices.py", "serving/api/parse.py", "serving/batch.py",
     "serving/operator_policy.py", "engines/formats.py", "request_options.py",

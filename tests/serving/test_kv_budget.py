@@ -20,6 +20,8 @@ from tests.conftest import shared
 from tests.serving.test_worker import PROMPTS, drive, tokens_of
 
 DRAFT = "stories260K"
+# Has sequences of its own in the model's engine.
+OWN = "retrieved_context:sinks=1,chunk=4,pieces=2,tail=6,least=1.0,threshold=0.0"
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +82,16 @@ def watched(engines, look):
         yield
 
 
-@pytest.mark.parametrize("drafter", ["model:path={}", "blend:members=model:path={},ask=always"])
+@pytest.mark.parametrize(
+    "drafter", ["model:path={}", "blend:members=model:path={},ask=always", OWN]
+)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_all_models_together_keep_the_limit_and_the_text(opened, plain, drafter, data):
     lm = opened(drafter.format(shared("models", DRAFT)))
     guides = ((), (), f"contrastive:{shared('models', DRAFT)}", "cfg:negative=A dog,scale=2")
     lm.request("a", guide=guides[2])  # opens it
-    engines = [lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded]
+    engines = {lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded}
     page = lm.engine.memory.page_bytes
     limit = int(page * data.draw(st.sampled_from([5.5, 7, 9, 14])))
     peaks = []
@@ -176,6 +180,19 @@ def test_memory_that_idle_drafts_hold_is_for_others(lm, plain):
         assert served(found, [later], budget=0) == [alone(plain, later)]
         assert draft.memory.used == 0
         assert found.prefix_cache.pages > 0
+
+
+def test_drafts_in_the_pages_of_the_model_yield_to_it(opened, plain):
+    """Also those that a drafter still holds behind its request."""
+    lm, page = opened(OWN), plain.engine.memory.page_bytes
+    with working(lm, max_running=2, memory=int(9.6 * page)) as found:
+        assert served(found, together(lm, [300])) == [
+            alone(plain, each) for each in together(lm, [300])
+        ]
+        assert found.stats.accepted["retrieved_context"] > 0
+        later = lm.request([5] * 420, max_new_tokens=28, ignore_eos=True)
+        assert served(found, [later], budget=0) == [alone(plain, later)]
+        assert found.stats.preempted == 0
 
 
 def test_guides_count_and_what_never_fits_is_refused(plain):

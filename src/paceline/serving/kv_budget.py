@@ -107,6 +107,7 @@ class KVBudget:
         self.idle: Callable[[], Iterable[Drafter]] = tuple
         self.unwritten: Callable[[], bool] = lambda: False
         self._drafts = WeakSet[Engine]()
+        self._lends = False  # whether drafters have sequences of their own in the model's engine
         scheduler.capacity = self._capacity(total)
 
     def register(
@@ -125,6 +126,7 @@ class KVBudget:
         """
         for engine in engines:
             if engine is self.engine:
+                self._lends |= drafts
                 continue
             if not self._limited:
                 engine.shared = engine.kv_limit = None  # set by an earlier worker
@@ -212,7 +214,7 @@ class KVBudget:
 
     def ease(self, pages: int) -> bool:
         """Reclaim about this many pages of the model; return whether any memory was freed."""
-        if self._drafts:
+        if self._drafts or self._lends:
             before = self.limit.used
             for drafter in self.idle():
                 if isinstance(drafter, ModelBacked):
@@ -223,11 +225,15 @@ class KVBudget:
 
     def park(self, drafter: Drafter) -> bool:
         """Drop the KV cache of a running request's drafter; return whether it had any."""
-        if not isinstance(drafter, ModelBacked) or self._drafts.isdisjoint(drafter.engines):
+        if not isinstance(drafter, ModelBacked) or not any(map(self._drops, drafter.engines)):
             return False
         before = self.limit.used
         drafter.release()
         return self.limit.used < before
+
+    def _drops(self, engine: Engine) -> bool:
+        """Return whether a draft's keys and values in an engine take room from others."""
+        return engine in self._drafts or (self._lends and engine is self.engine)
 
     def _guide_engines(self, run: Session, length: int) -> list[tuple[Engine, int]]:
         """Return the limited engines of guides, and their positions for `length` tokens."""
