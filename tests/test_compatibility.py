@@ -64,7 +64,8 @@ REFUSAL = re.compile(
 # Refusals of settings within one method or one option, not of a combination.
 SETTINGS = {
     "cli/compress.py", "cli/decode_options.py", "cli/files.py", "compress/pipeline.py",
-    "compress/budget/level_recipes.py", "compress/prune/base.py", "compress/quantize/gguf.py",
+    "compress/budget/around.py", "compress/budget/level_recipes.py",
+    "compress/prune/base.py", "compress/quantize/gguf.py",
     "compress/quantize/nupes.py",
     "compress/recipe.py", "compress/recipe_checks.py",
     "measuring/evaluation/plan.py", "measuring/harness.py",

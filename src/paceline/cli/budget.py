@@ -32,6 +32,7 @@ def budget_search(
         RequestError: the budget is none.
         MethodError: the recipe has no levels, or an unknown method.
     """
+    from paceline.compress.budget.around import split_around
     from paceline.compress.budget.level_recipes import level_recipes
     from paceline.compress.budget.module_levels import split_words
     from paceline.compress.budget.search import BudgetSearch
@@ -40,11 +41,16 @@ def budget_search(
 
     size, speed = parse_budget(budget)
     words, rest = split_words(recipe)
+    around, rest = split_around(rest, words.any)
     allocator = allocators.parse(allocate)
     if speed is None and not words.any:
         levels = level_recipes(rest, head)
         return BudgetSearch(
-            *(model, out, levels[0], again), levels=levels, budget=size, allocator=allocator
+            *(model, out, levels[0], again),
+            levels=levels,
+            budget=size,
+            allocator=allocator,
+            around=around,
         )
     levels = level_recipes(rest, head, 1 if words.any else 2)
     return ShapeSearch(
@@ -52,6 +58,7 @@ def budget_search(
         levels=levels,
         budget=size,
         allocator=allocator,
+        around=around,
         words=words,
         speed=speed,
         threads=threads,

@@ -185,7 +185,8 @@ def compress(
             "at most so many bytes and loses little: bytes=60MB; or attention and MLP of every "
             "layer, by their times on this machine: tokens/s=1.5x or tokens/s=90. Levels are "
             "shares of zeros, or bits; recipes with | between them are all tried, and narrow, "
-            "attention_drop and layer_drop among them say what may become of shapes."
+            "attention_drop and layer_drop among them say what may become of shapes. What is found "
+            "is then trained and transformed by recover, awq and others in the recipe."
         ),
     ] = None,
     allocate: Annotated[

@@ -7,17 +7,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.compress.allocate.base import Allocator, Problem
 from paceline.compress.base import MATRICES, Statistics
+from paceline.compress.budget.around import Around
 from paceline.compress.budget.kept_losses import KeptLosses
 from paceline.compress.checkpoint import outer_bytes
 from paceline.compress.job import CompressionJob
-from paceline.compress.recipe import Recipe
+from paceline.compress.recipe import Recipe, parse_steps
 from paceline.compress.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -82,11 +83,21 @@ class BudgetSearch(CompressionJob):
         levels: recipes, of which every matrix takes one; `recipe` is one of them.
         budget: bytes of the whole checkpoint's tensors.
         allocator: chooses.
+        around: methods that the recipe has beside its levels, which are judged without them.
     """
 
     levels: Sequence[Recipe] = field(default=(), kw_only=True)
     budget: int = field(kw_only=True)
     allocator: Allocator = field(kw_only=True)
+    around: Around = field(default=Around(), kw_only=True)
+
+    _any_shapes: ClassVar[str] = ""  # some shapes that the search may find, to try recipes with
+
+    def __post_init__(self) -> None:
+        """Check the source, the target and every recipe that the search may find."""
+        super().__post_init__()
+        for level in self.levels:
+            self._with_around(level, self._any_shapes)
 
     @property
     def search_path(self) -> Path:
@@ -132,12 +143,14 @@ class BudgetSearch(CompressionJob):
         uniform = problem.uniform()
         found = self.allocator.search(problem, tick)
         tokens = self.allocator.max_tokens
+        recipe = self._recipe([self.levels[chosen[level]] for level in found], names)
         return Found(
-            self._recipe([self.levels[chosen[level]] for level in found], names),
+            recipe,
             judge.loss(uniform, tokens),
             judge.loss(found, tokens),
             judge.evaluations,
             pieces.size,
+            self.around.note(recipe.steps.text),
         )
 
     def finish(self) -> None:
@@ -199,7 +212,11 @@ class BudgetSearch(CompressionJob):
             for (index, name), each in zip(names, levels, strict=True)
             if each.steps.text != common
         )
-        return replace(base, rules=rules)
+        return replace(self._with_around(base), rules=rules)
+
+    def _with_around(self, level: Recipe, shapes: str = "") -> Recipe:
+        """Return the recipe of a level with shapes and the methods around."""
+        return replace(level, steps=parse_steps(self.around.recipe(shapes, level.steps.text)))
 
 
 def _worthwhile(sizes: NDArray[np.int64], prices: NDArray[np.float64]) -> list[int]:

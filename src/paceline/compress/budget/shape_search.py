@@ -21,7 +21,7 @@ from paceline.compress.budget.module_levels import (
 )
 from paceline.compress.budget.search import BudgetSearch, Found, search_texts
 from paceline.compress.checkpoint import outer_bytes
-from paceline.compress.recipe import Recipe, parse_steps
+from paceline.compress.recipe import Recipe
 from paceline.compress.structure.widths.slicing import check_sliceable
 from paceline.compress.work_folder import WorkFolder
 from paceline.errors import MethodError, RequestError
@@ -66,6 +66,8 @@ class ShapeSearch(BudgetSearch):
     speed: Speed | None = field(default=None, kw_only=True)
     threads: int | None = field(default=None, kw_only=True)
 
+    _any_shapes = "shape:mlp=1"
+
     def __post_init__(self) -> None:
         """Check the recipes."""
         super().__post_init__()
@@ -99,14 +101,14 @@ class ShapeSearch(BudgetSearch):
         uniform = problem.uniform()
         found = self.allocator.search(problem, tick)
         tokens = self.allocator.max_tokens
-        chosen = [rows[at][level][0] for at, level in enumerate(found)]
+        recipe = self._recipe_of([rows[at][level][0] for at, level in enumerate(found)])
         return Found(
-            self._recipe_of(chosen),
+            recipe,
             judge.loss(uniform, tokens),
             judge.loss(found, tokens),
             judge.evaluations,
             pieces.size,
-            self._note(problem, found),
+            self._note(problem, found) + self.around.note(recipe.steps.text),
         )
 
     def _describe(self, texts: Calibration) -> Mapping[str, object]:
@@ -226,9 +228,7 @@ class ShapeSearch(BudgetSearch):
         config = self.model.config
         units = modules(config)
         usual = Counter(level.recipe for level in chosen if level.units).most_common(1)[0][0]
-        steps = self.levels[usual].steps
         shapes = shape_recipe(config, [level.units for level in chosen])
-        text = "+".join(filter(None, [shapes, steps.text if steps.compressors else ""]))
         left = sorted(
             {index for (index, _), level in zip(units, chosen, strict=True) if level.units}
         )
@@ -241,7 +241,7 @@ class ShapeSearch(BudgetSearch):
                     for part in parts
                     if part in MATRICES and f"layers.{index}.{part}" in self.model.weights
                 ]
-        return Recipe(parse_steps(text or "keep"), tuple(rules), self.levels[usual].head)
+        return replace(self._with_around(self.levels[usual], shapes), rules=tuple(rules))
 
 
 def _sensitivities(store: ModuleStore) -> Sequence[Mapping[str, Tensor]]:

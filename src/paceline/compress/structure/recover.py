@@ -89,9 +89,11 @@ class Recover(StructureMethod):
             KeptLayer(index, shape, tuned[index] if better else {})
             for index, shape in enumerate(shapes)
         ]
-        words = f"from {old:.4f} to {new:.4f}" if better else f"not below {old:.4f}: all stays"
+        words = f"went from {old:.4f} to {new:.4f} nats a token"
+        if not better:
+            words = f"stayed at {old:.4f} nats a token, and all is as it was"
         note = (
             f"{self.name} trained {self.parameters} on {steps * size} tokens: the divergence from "
-            f"the original on held-out texts went {words} nats a token."
+            f"the original on held-out texts {words}."
         )
         return Structure(kept, note)
