@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paceline.core import TokenTree
 from paceline.planning.cost_model import Slowdown, forecast, share_reached
-from paceline.planning.draft_gains import THRESHOLDS, gains, likely_gains, tree_sizes
+from paceline.planning.draft_gains import THRESHOLDS, likely_passes, passes_needed, tree_sizes
 from paceline.planning.measured_facts import (
     NO_DRAFTS,
     DraftFacts,
@@ -189,13 +189,13 @@ def test_likely_nodes_are_those_above_a_path_probability():
         np.array([1, 0.8, 0.1, 0.5], np.float32),
         np.array([-1, 0, 0, 0], np.int16),
     )
-    gained, nodes = likely_gains([tree, tree], [[0, 1, 3], [0, 2]])
+    passes, nodes = likely_passes([tree, tree], [[0, 1, 3], [0, 2]])
     by = {round(float(each), 2): number for number, each in enumerate(THRESHOLDS)}
-    assert [gained[by[each]] for each in (0.9, 0.75, 0.4, 0.06)] == [2, 3, 4, 5]
+    assert [passes[by[each]] for each in (0.9, 0.75, 0.4, 0.06)] == [5, 4, 3, 2]
     assert [nodes[by[each]] for each in (0.9, 0.75, 0.4, 0.06)] == [0, 2, 4, 6]
 
 
-def test_smaller_trees_gain_what_is_left_of_the_path():
+def test_smaller_trees_take_further_passes_for_what_they_miss():
     # root -> 1 (0.9) -> 3 (0.5); root -> 2 (0.6): in order of path probability 1, 2, 3.
     tree = TokenTree(
         np.array([5, 6, 7, 8], np.int32),
@@ -203,14 +203,14 @@ def test_smaller_trees_gain_what_is_left_of_the_path():
         np.array([1, 0.9, 0.6, 0.5], np.float32),
         np.array([-1, 0, 0, 0], np.int16),
     )
-    assert gains([tree], [[0, 1, 3]], 4).tolist() == [1, 2, 2, 3, 3]
-    assert gains([tree], [[0, 2]], 4).tolist() == [1, 1, 2, 2, 2]
-    assert gains([tree, tree], [[0], [0, 1]], 1).tolist() == [2, 3]
+    assert passes_needed([tree], [[0, 1, 3]], 4).tolist() == [3, 2, 2, 1, 1]
+    assert passes_needed([tree], [[0, 2]], 4).tolist() == [2, 2, 1, 1, 1]
+    assert passes_needed([tree, tree], [[0], [0, 1]], 1).tolist() == [3, 2]
     assert tree_sizes([tree, tree], 4).tolist() == [0, 2, 4, 6, 6]
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12), st.data())
-def test_gains_never_fall_and_end_at_the_whole_path(scores, data):
+def test_larger_trees_need_fewer_passes_and_the_recorded_one_a_single_one(scores, data):
     n = len(scores)
     parents = [-1] + [data.draw(st.integers(0, i - 1)) for i in range(1, n)]
     tree = TokenTree(
@@ -222,7 +222,10 @@ def test_gains_never_fall_and_end_at_the_whole_path(scores, data):
     path = [data.draw(st.integers(0, n - 1))]
     while path[0]:
         path.insert(0, parents[path[0]])
-    found = gains([tree], [path], 12)
-    assert found[0] == 1
-    assert found[-1] == len(path)
-    assert (np.diff(found) >= 0).all()
+    found = passes_needed([tree], [path], 12)
+    assert found[0] == len(path)
+    assert found[max(n - 1, 0)] == found[-1] == 1
+    assert (np.diff(found) <= 0).all()
+    passes, nodes = likely_passes([tree], [path])
+    assert (np.diff(passes) <= 0).all()
+    assert (nodes <= passes * (n - 1)).all()

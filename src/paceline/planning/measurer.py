@@ -31,7 +31,7 @@ from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import trace_path
 from paceline.planning.decoded_loss import decoded_nats
-from paceline.planning.draft_gains import THRESHOLDS, gains, likely_gains, tree_sizes
+from paceline.planning.draft_gains import THRESHOLDS, likely_passes, passes_needed, tree_sizes
 from paceline.planning.measured_facts import (
     MAX_NODES,
     DraftFacts,
@@ -254,25 +254,26 @@ class EngineMeasurer:
         built.reset()
         if first.draft > _TOO_SLOW * first.forward:  # one answer says enough
             requests = requests[:1]
-        gained, sizes = np.zeros(nodes + 1), np.zeros(nodes + 1)
+        needed, sizes = np.zeros(nodes + 1), np.zeros(nodes + 1)
         likely = np.zeros((2, len(THRESHOLDS)))
-        passes, draft, overhead, forward = 0, 0.0, 0.0, 0.0
+        passes, tokens, draft, overhead, forward = 0, 0, 0.0, 0.0, 0.0
         for request in requests:
             budget = RecordingFixedBudget(nodes)
             spent = decode(lm, built, request, budget).seconds
             trees, paths = zip(*budget.passes, strict=True) if budget.passes else ((), ())
-            gained += gains(trees, paths, nodes)
+            needed += passes_needed(trees, paths, nodes)
             sizes += tree_sizes(trees, nodes)
-            likely += likely_gains(trees, paths)
+            likely += likely_passes(trees, paths)
             passes += len(trees)
+            tokens += sum(map(len, paths))
             draft += spent.draft
             forward += spent.forward
             overhead += max(spent.decode - spent.draft - spent.forward, 0.0)
-        alone = nodes != MAX_NODES or not gained[-1] > passes  # nothing for a budget to choose
+        alone = nodes != MAX_NODES or tokens == passes  # nothing for a budget to choose
         automatic = 0.0 if alone else self._automatic(lm, built, requests)
         engines, count = engines_of(built), max(passes, 1)
         facts = DraftFacts(
-            tuple((gained / count).clip(1.0).tolist()),
+            tuple((tokens / needed.clip(1.0)).clip(1.0).tolist()),
             draft / count,
             overhead / count,
             forward / count,
@@ -280,8 +281,8 @@ class EngineMeasurer:
             sum(int(each.weight_bytes or 0) for each in engines),
             sum(each.memory.page_bytes for each in engines),
             sizes=tuple((sizes / count).tolist()),
-            likely_gained=tuple((likely[0] / count).clip(1.0).tolist()),
-            likely_sizes=tuple((likely[1] / count).tolist()),
+            likely_gained=tuple((tokens / likely[0].clip(1.0)).clip(1.0).tolist()),
+            likely_sizes=tuple((likely[1] / likely[0].clip(1.0)).tolist()),
             automatic=automatic,
         )
         return facts.document()
