@@ -75,6 +75,7 @@ class Side(StrEnum):
     DUAL_CHUNK = "dual chunk attention"
     STREAMED_WEIGHTS = "layers that stream from disk"
     PIPELINE = "layers on several nodes"
+    PREFILL_APART = "prefill replicas"
     SEVERAL_MODELS = "several models as one"
     NESTED_MEMORY = "a memory that a nested checkpoint is cut to"
 
@@ -366,6 +367,30 @@ RULES = (
         S.PIPELINE,
         "the memory is that of one process",
         "leave memory or pipeline out",
+    ),
+    Rule(
+        S.PREFILL_APART,
+        S.PIPELINE,
+        "pages of keys and values then lie on several nodes",
+        "leave one of the two numbers out",
+    ),
+    Rule(
+        S.PREFILL_APART,
+        S.PATTERN,
+        "a replica hands over keys and values, and not what the pattern chooses among them",
+        "leave prefill_replicas or the pattern out",
+    ),
+    Rule(
+        S.PREFILL_APART,
+        S.KV_POLICY,
+        "what the policy drops depends on how the text was read, so that no prompt could go over",
+        "leave prefill_replicas out, or let requests name their policy (kv_policy_choice)",
+    ),
+    Rule(
+        S.PREFILL_APART,
+        S.NESTED_MEMORY,
+        "the memory is that of one process",
+        "leave the memory or prefill_replicas out",
     ),
     Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(

@@ -17,6 +17,7 @@ from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.pipeline import pipeline_of
 from paceline.cli.plan_settings import AUTO, planned_settings, tune_while_idle
+from paceline.cli.prefill import prefill_of, shared_threads
 from paceline.cli.replicas import model_paths, scheme, serve_replicas
 from paceline.compatibility import Side, check
 from paceline.errors import MethodError, RequestError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from paceline.serving.api.middleware import Rules
     from paceline.serving.api_keys import ApiKeys
     from paceline.serving.operator_policy import OperatorPolicy
+    from paceline.serving.prefill.pool import PrefillPool
     from paceline.serving.rate_limits import RateLimits
     from paceline.serving.service import Service
     from paceline.serving.worker import Worker
@@ -60,16 +62,22 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     if settings.replicas is not None:
         _replicated(settings, keys)
         return
-    if settings.ray is not None and settings.pipeline is None:
+    apart = settings.prefill_replicas
+    if settings.ray is not None and settings.pipeline is None and apart is None:
         raise RequestError(
-            "--ray is a cluster to run replicas or a pipeline on; give their number: --replicas or "
-            "--pipeline"
+            "--ray is a cluster to run replicas or a pipeline on; give their number: --replicas, "
+            "--pipeline or --prefill-replicas"
         )
+    settings = shared_threads(settings)
     tls = _tls(settings)
-    with _listening(settings.host, settings.port) as listener, pipeline_of(settings) as pipeline:
+    with (
+        _listening(settings.host, settings.port) as listener,
+        pipeline_of(settings) as pipeline,
+        prefill_of(settings) as prefill,
+    ):
         with answering(listener, tls):
             lm = _open(settings, pipeline)
-            app, service = _app(lm, settings, _rules(settings, keys))
+            app, service = _app(lm, settings, _rules(settings, keys), prefill(lm))
         if settings.warm:
             _warm_while_idle(service)
         if settings.plan == AUTO:
@@ -156,7 +164,7 @@ def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
     )
 
 
-def _worker(lm: LM, settings: ServerSettings) -> Worker:
+def _worker(lm: LM, settings: ServerSettings, prefill: PrefillPool | None) -> Worker:
     from paceline.drafters.base import engines_of
     from paceline.serving.kv_budget import DEFAULT_SHARE, room
     from paceline.serving.worker import Worker
@@ -172,6 +180,7 @@ def _worker(lm: LM, settings: ServerSettings) -> Worker:
         settings.prefill_slowdown,
         memory,
         settings.prefix_cache,
+        prefill,
     )
     if promised is None:
         say(
@@ -223,14 +232,16 @@ def _has_threads(settings: ServerSettings) -> bool:
     return settings.engine in ("auto", "native") and not torch
 
 
-def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Service]:
+def _app(
+    lm: LM, settings: ServerSettings, rules: Rules, prefill: PrefillPool | None = None
+) -> tuple[FastAPI, Service]:
     from paceline.serving import playground
     from paceline.serving.api import create_app
     from paceline.serving.api.parse import RequestLimits
     from paceline.serving.service import Service
 
     steering = _steering(lm, settings)  # first: what guides hold is part of the memory
-    service = Service(_worker(lm, settings))
+    service = Service(_worker(lm, settings, prefill))
     limits = RequestLimits(
         new_tokens=settings.max_tokens,
         prompt_tokens=settings.max_prompt,
@@ -340,7 +351,7 @@ _PANELS = {
         "log_prompts",
         "log_format",
     ),
-    "Cluster": ("replicas", "pipeline", "ray"),
+    "Cluster": ("replicas", "pipeline", "prefill_replicas", "prefill_threshold", "ray"),
 }  # of settings in --help; others are in the first panel
 
 

@@ -134,11 +134,30 @@ class _WorkerCollector(Collector):
         }
         for name, (value, about) in counts.items():
             yield CounterMetricFamily(f"paceline_{name}", about, value=value)
+        yield from self._prefill()
         yield from self._stored_pages()
         yield from self._chunks()
         yield _by_drafter("guessed_tokens", "Nodes that a drafter proposed.", stats.guessed)
         yield _by_drafter("accepted_tokens", "Proposed nodes that were accepted.", stats.accepted)
         yield from self._governor()
+
+    def _prefill(self) -> Iterator[Metric]:
+        """Yield the counters of prefill replicas, if there are any."""
+        pool = self._service.worker.prefill
+        if pool is None:
+            return
+        counts = pool.statistics
+        yield _gauge("prefill_replicas", "Prefill replicas that run.", len(pool.replicas))
+        for name, value, about in (
+            ("prompts", counts.prompts, "Texts that prefill replicas have read."),
+            ("tokens", counts.tokens, "Tokens that prefill replicas have run."),
+            ("pages", counts.pages, "Pages of keys and values that came from them."),
+            ("received_bytes", pool.received_bytes, "Bytes of pages that came from them."),
+            ("sent_bytes", pool.sent_bytes, "Bytes of pages that they did not hold."),
+            ("again", counts.again, "Texts whose reading went on elsewhere."),
+            ("lost", counts.lost, "Prefill replicas that were lost."),
+        ):
+            yield CounterMetricFamily(f"paceline_prefill_apart_{name}", about, value=value)
 
     def _stored_pages(self) -> Iterator[Metric]:
         """Yield the counters of the prefix cache on disk, if there is one."""

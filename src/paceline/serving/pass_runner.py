@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paceline.decoding.session import give_hidden
 from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Engine
@@ -122,6 +125,20 @@ class PassRunner:
         while entry.run.sequence and not entry.error:
             try:
                 entry.run.load_documents()
+                return
+            except MemoryFullError as error:
+                self._reclaim_for(entry, error)
+            except Exception as error:
+                entry.error = error
+
+    def append_page(self, entry: BatchEntry, page: NDArray[np.uint8]) -> None:
+        """Append a page that was computed elsewhere, uint8 [page_bytes], to a request's sequence.
+
+        The request is preempted instead where others are more important and there is no room.
+        """
+        while entry.run.sequence and not entry.error:
+            try:
+                self._engine.append_page(entry.run.sequence, page)
                 return
             except MemoryFullError as error:
                 self._reclaim_for(entry, error)

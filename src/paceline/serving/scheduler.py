@@ -41,6 +41,7 @@ class ScheduledJob:
         stage: `waiting`, `prompt` or `decoding`.
         order: number of the submission.
         reached: maximum of `held` so far; recomputed tokens are not charged to the client again.
+        apart: another process reads its text, or will; none of it is run here.
     """
 
     id: str
@@ -58,6 +59,7 @@ class ScheduledJob:
     stage: Stage = "waiting"
     order: int = 0
     reached: int = 0
+    apart: bool = False
 
     @property
     def missing(self) -> int:
@@ -187,7 +189,7 @@ class Scheduler:
         decoding = [job for job in running if not job.missing]
         admitted = [] if preempted else self._admit(now, free, running)
         prefilling = sorted(
-            (job for job in [*running, *admitted] if job.missing),
+            (job for job in [*running, *admitted] if job.missing and not job.apart),
             key=lambda job: (-self._level(job, now - job.arrived), job.missing, job.order),
         )
         free -= self._losses(admitted)
@@ -229,6 +231,7 @@ class Scheduler:
         """Put a running request back into the queue; return the positions that it held."""
         job = self._running.pop(job_id)
         rows, job.held, job.rows, job.stage = int(job.rows * job.cost), 0, 0, "waiting"
+        job.apart = False
         return rows
 
     def finished(self, job_id: str) -> None:

@@ -221,11 +221,23 @@ class ServerSettings:
             64,
         ),
     ] = None
+    prefill_replicas: Annotated[
+        int | None,
+        SettingInfo(
+            "Further processes that read long prompts and hand over their keys and values, so that "
+            "running streams do not wait: on a Ray cluster (--ray), or here.",
+            1,
+            64,
+        ),
+    ] = None
+    prefill_threshold: Annotated[
+        int, SettingInfo("Tokens that a prompt must lack to be read by one of them.", 1)
+    ] = 256
     ray: Annotated[
         str | None,
         SettingInfo(
-            "Address of the Ray cluster of replicas or a pipeline. Default: replicas start one "
-            "here."
+            "Address of the Ray cluster of replicas, a pipeline or prefill replicas. Default: "
+            "replicas start one here."
         ),
     ] = None
     keys: Annotated[
@@ -286,6 +298,11 @@ class ServerSettings:
             raise RequestError(
                 f"pipeline divides one model among nodes, which {other} does not know; leave out "
                 f"pipeline or {other}"
+            )
+        if self.prefill_replicas is not None and self.replicas is not None:
+            raise RequestError(
+                "replicas are whole servers, each of which reads its prompts itself; leave out "
+                "prefill_replicas or replicas"
             )
         if self.weight_memory is not None:
             parse_memory("weight_memory", self.weight_memory)

@@ -31,6 +31,8 @@ from paceline.serving.kv_budget import KVBudget
 from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
 from paceline.serving.pass_budget import PassBudget, prefill_tokens
 from paceline.serving.pass_runner import PassRunner
+from paceline.serving.prefill.apart import ReadingApart
+from paceline.serving.prefill.pool import PrefillPool
 from paceline.serving.prefix_cache import PrefixCache
 from paceline.serving.scheduler import ScheduledJob, Scheduler
 from paceline.serving.search_queue import SearchQueue
@@ -76,6 +78,10 @@ class Worker:
             models and guides.
         prefix_cache: share of the memory that cached prefixes may fill, 0 to 1; running requests
             can reclaim it. Prefixes are stored on disk, too, where `lm.pages` is given.
+        prefill: replicas that read long prompts; it stays the caller's. None: all are read here.
+
+    Attributes:
+        prefill: see above.
 
     Raises:
         PacelineError: see `DrafterPool` and `cost_of`; or the memory cannot hold one request.
@@ -89,7 +95,9 @@ class Worker:
         prefill_slowdown: float = 2.0,
         memory: int | None = None,
         prefix_cache: float = 0.5,
+        prefill: PrefillPool | None = None,
     ) -> None:
+        self.prefill = prefill
         self.lm, self.prefill_slowdown, self.stats = lm, prefill_slowdown, WorkerStats()
         self.scheduler = Scheduler(max_running, queue=queue, loss=PAGE)
         self.memory = KVBudget(lm.engine, self.scheduler, memory, prefix_cache)
@@ -106,6 +114,11 @@ class Worker:
             lm, queue, half, self._runner.reclaim_for_search, self.stats, share
         )
         self._runner.give_way = self.searches.give_way
+        self._apart: ReadingApart | None = None
+        if prefill is not None:
+            self._apart = ReadingApart(
+                prefill, lm.engine, self.scheduler, self._runner, self._slots, self._report
+            )
 
     @property
     def prefix_cache(self) -> PrefixCache:
@@ -180,6 +193,8 @@ class Worker:
         """
         events = self._step_search()
         begun = perf_counter()
+        if self._apart is not None:
+            events += self._adopt(self._apart)
         batch = self._schedule(events)
         scheduled = perf_counter()
         groups = self._draft(batch)
@@ -251,15 +266,33 @@ class Worker:
             self._runner.preempt(each)
         for each in plan.admitted:
             events += self._open(each)
+        if self._apart is not None:
+            self._apart.assign()
         pass_budget = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
         parts = [
             self._part(each, size, pass_budget)
             for each, size in plan.parts
-            if each in self._slots and self._run(each).sequence and self._run(each).missing
+            if each in self._slots
+            and self._run(each).sequence
+            and self._run(each).missing
+            and not self.scheduler.jobs[each].apart
         ]
         decoding = [self._entry(each) for each in plan.decoding if self._run(each).sequence]
+        if self._apart is not None and not parts and not decoding:
+            self._apart.wait()
         self._runner.make_room(parts, decoding, plan.nodes)
         return _Pass(parts, decoding, plan.nodes, pass_budget)
+
+    def _adopt(self, apart: ReadingApart) -> list[JobEvent]:
+        """Take the pages that prefill replicas have sent."""
+        events: list[JobEvent] = []
+        for entry in apart.adopt():
+            if entry.error is not None:
+                events += self._fail(entry.id, entry.error)
+            elif entry.run.sequence is not None and not entry.run.missing:
+                self._keep(entry.run)
+                self._store(entry.run)
+        return events
 
     def _draft(self, batch: _Pass) -> list[tuple[DrafterPool, list[BatchEntry]]]:
         """Draft a tree for each decoding request; return them by the pool of their drafter."""
@@ -426,6 +459,8 @@ class Worker:
         slot = self._slots.pop(job_id, None)
         if slot is None:
             return []
+        if self._apart is not None:
+            self._apart.drop(job_id)
         self.scheduler.finished(job_id)
         self.stats.freed_pages += slot.run.freed_pages
         if finish != "error":

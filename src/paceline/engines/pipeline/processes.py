@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from paceline.engines.pipeline.remote import RemoteNodes
-from paceline.engines.pipeline.settings import StageSettings
+from paceline.engines.pipeline.settings import NodeSettings
 from paceline.errors import ModelError
 
 _END_SECONDS = 10.0  # for a process to end by itself
@@ -21,14 +21,14 @@ class ProcessNodes(RemoteNodes):
         settings: what they load.
     """
 
-    def __init__(self, settings: StageSettings) -> None:
+    def __init__(self, settings: NodeSettings) -> None:
         super().__init__(settings, "127.0.0.1")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def launch(self, index: int, told: dict[str, Any]) -> None:
-        """Start a process that runs `worker.main`."""
+        """Start a process that runs the `main` of the settings' module."""
         self._end(index)
-        command = [sys.executable, "-m", "paceline.engines.pipeline.worker"]
+        command = [sys.executable, "-m", self.settings.module]
         try:
             # Not in our process group: an interrupt of ours must not end it before we do.
             process = subprocess.Popen(

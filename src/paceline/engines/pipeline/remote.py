@@ -16,7 +16,7 @@ import numpy as np
 
 from paceline import errors
 from paceline.core import Floats
-from paceline.engines.pipeline.settings import StageSettings
+from paceline.engines.pipeline.settings import NodeSettings
 from paceline.engines.pipeline.stage import Nodes, Stage, StageEntry, StageLostError, check_alike
 from paceline.engines.pipeline.wire import Head, Link, WireError
 from paceline.errors import ModelError, PacelineError
@@ -121,14 +121,14 @@ class RemoteNodes(Nodes):
         host: address of this machine that they reach.
     """
 
-    def __init__(self, settings: StageSettings, host: str) -> None:
+    def __init__(self, settings: NodeSettings, host: str) -> None:
         self.settings, self._host = settings, host
         self._token = secrets.token_hex(16)
         self._listener: socket.socket | None = None
 
     @abstractmethod
     def launch(self, index: int, told: dict[str, Any]) -> None:
-        """Start a node that calls `worker.run_node(told)`; end one that was there before.
+        """Start a node that calls `run_node(told)` of its module; end one that was there before.
 
         Raises:
             PacelineError: it cannot be started.
@@ -140,29 +140,37 @@ class RemoteNodes(Nodes):
 
     def name(self, index: int) -> str:
         """Return what a node is called in messages."""
-        return f"node {index + 1} ({self.settings.parts[index]})"
+        return self.settings.name(index)
 
     def start(self, indices: Sequence[int]) -> list[Stage]:
         """Launch nodes, and wait until each has loaded its layers."""
+        links = self.connect(indices)
+        return [
+            RemoteStage(link, self.name(index)) for index, link in zip(indices, links, strict=True)
+        ]
+
+    def connect(self, indices: Sequence[int]) -> list[Link]:
+        """Launch nodes, and return a connection to each once it is ready.
+
+        Raises:
+            PacelineError: a node cannot be started or cannot load what it is told.
+            StageLostError: a node ended meanwhile.
+        """
         listener = self._listen()
         port = listener.getsockname()[1]
         for index in indices:
             told = self.settings.describe(index, self._host, port, self._token)
             self.launch(index, told)
         links: dict[int, Link] = {}
-        stages: list[Stage] = []
         try:
             self._accept(listener, indices, links)
             for index in indices:
                 self._await_ready(index, links[index])
-                stages.append(RemoteStage(links.pop(index), self.name(index)))
         except BaseException:
             for link in links.values():
                 link.close()
-            for stage in stages:
-                stage.close()
             raise
-        return stages
+        return [links[index] for index in indices]
 
     def _listen(self) -> socket.socket:
         if self._listener is None:

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from paceline.engines.part import Part
 from paceline.engines.pipeline.stage import Nodes
 from paceline.errors import RequestError
+
+
+class NodeSettings(Protocol):
+    """What whoever starts nodes must know of them."""
+
+    @property
+    def module(self) -> str:
+        """Whose `run_node(told)` a node runs."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must be alike on every node, see `check_alike`."""
+        ...
+
+    @property
+    def hop_seconds(self) -> float:
+        """Added to the way of every message, see `Pipeline`."""
+        ...
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a sign of life after which a node is given up."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what a node is called in messages."""
+        ...
+
+    def describe(self, index: int, host: str, port: int, token: str) -> dict[str, Any]:
+        """Return what a node needs to know, as JSON has it; see `StageSettings.describe`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,15 @@ class StageSettings:
     facts: dict[str, Any] = field(default_factory=dict)
     hop_seconds: float = 0.0
     silence: float = 60.0
+
+    @property
+    def module(self) -> str:
+        """Whose `run_node` a node runs."""
+        return "paceline.engines.pipeline.worker"
+
+    def name(self, index: int) -> str:
+        """Return what a node is called in messages."""
+        return f"node {index + 1} ({self.parts[index]})"
 
     def describe(self, index: int, host: str, port: int, token: str) -> dict[str, Any]:
         """Return what a node needs to know, as JSON has it.

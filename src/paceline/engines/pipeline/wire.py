@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 _MAGIC = b"PLP1"
 _FRAME = struct.Struct("<4sIQ")  # magic, bytes of the head, bytes of the arrays
 _LARGEST_HEAD, _LARGEST_BODY = 1 << 24, 1 << 34
-_TYPES = {"i4": np.dtype("<i4"), "f4": np.dtype("<f4")}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "i4": np.dtype("<i4"),
+    "f4": np.dtype("<f4"),
+    "u1": np.dtype("u1"),
+}
 
 Head = dict[str, Any]
 

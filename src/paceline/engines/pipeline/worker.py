@@ -9,10 +9,10 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from paceline import __version__
 from paceline.engines.base import Engine
@@ -26,6 +26,7 @@ from paceline.models.extension import extend_context
 
 _CONNECT_SECONDS = 30.0
 _BEATS = 6  # signs of life in the silence that is allowed
+Loaded = TypeVar("Loaded")
 
 
 def run_node(told: Mapping[str, Any]) -> None:
@@ -33,6 +34,18 @@ def run_node(told: Mapping[str, Any]) -> None:
 
     Args:
         told: see `StageSettings.describe`.
+    """
+    connected(told, _load_and_serve)
+
+
+def connected(
+    told: Mapping[str, Any], load_and_serve: Callable[[Link, Mapping[str, Any]], None]
+) -> None:
+    """Connect to whoever started this node, give signs of life, and serve until that ends.
+
+    Args:
+        told: has `host`, `port`, `token`, `index`, `hop_seconds` and `silence`.
+        load_and_serve: is given the connection and `told`.
     """
     address = (str(told["host"]), int(told["port"]))
     link = Link(socket.create_connection(address, _CONNECT_SECONDS), float(told["hop_seconds"]))
@@ -43,7 +56,7 @@ def run_node(told: Mapping[str, Any]) -> None:
         interval = float(told["silence"]) / _BEATS
         beats = Thread(target=_beat, args=(link, stopped, interval), daemon=True)
         beats.start()
-        _load_and_serve(link, told)
+        load_and_serve(link, told)
     except WireError:
         pass  # the pipeline has ended, or has given this node up
     finally:
@@ -52,19 +65,31 @@ def run_node(told: Mapping[str, Any]) -> None:
 
 
 def _load_and_serve(link: Link, told: Mapping[str, Any]) -> None:
-    try:
+    def load_part() -> tuple[Engine, dict[str, Any]]:
         model = open_checkpoint(told["model"], told["rope"])
         engine = open_part(model, told)
-        ready = {"kind": "ready", "facts": facts_of(model, engine)}
+        return engine, facts_of(model, engine)
+
+    engine = report_loading(link, told["model"], load_part)
+    if engine is not None:
+        serve(link, StageRunner(engine))
+
+
+def report_loading(
+    link: Link, source: str | None, load: Callable[[], tuple[Loaded, dict[str, Any]]]
+) -> Loaded | None:
+    """Load what a node runs, and report what it is, or why it cannot be loaded; None then."""
+    try:
+        loaded, facts = load()
     except PacelineError as error:
-        link.send(_failure(error))
-        return
+        link.send(failure(error))
+        return None
     except (OSError, MemoryError) as error:
-        message = f"cannot load {told['model']}: {one_line(error) or 'out of memory'}"
-        link.send(_failure(ModelError(message)))
-        return
-    link.send(ready)
-    serve(link, StageRunner(engine))
+        message = f"cannot load {source}: {one_line(error) or 'out of memory'}"
+        link.send(failure(ModelError(message)))
+        return None
+    link.send({"kind": "ready", "facts": facts})
+    return loaded
 
 
 def open_checkpoint(source: str | None, rope: str | None) -> Model:
@@ -80,7 +105,7 @@ def open_checkpoint(source: str | None, rope: str | None) -> Model:
 
 
 def open_part(model: Model, told: Mapping[str, Any]) -> Engine:
-    """Open the engine of a node.
+    """Open the engine of a node, which holds all layers where it is told no part.
 
     Raises:
         PacelineError: this machine cannot.
@@ -88,6 +113,7 @@ def open_part(model: Model, told: Mapping[str, Any]) -> Engine:
     isa = told["facts"].get(INSTRUCTIONS)
     if isa:
         os.environ["PACELINE_ISA"] = isa  # that of the pipeline: others round in other ways
+    part = told.get("part")
     return open_engine(
         model,
         told["engine"],
@@ -96,7 +122,7 @@ def open_part(model: Model, told: Mapping[str, Any]) -> Engine:
         weight_format=told["weight_format"],
         kv_format=told["kv_format"],
         weights_memory=told["weights_memory"],
-        part=Part(**told["part"]),
+        part=None if part is None else Part(**part),
     )
 
 
@@ -138,12 +164,13 @@ def serve(link: Link, runner: StageRunner) -> None:
         try:
             made = runner.run(entries, states, head["answer"])
         except (PacelineError, MemoryError) as error:
-            link.send(_failure(error))
+            link.send(failure(error))
         else:
             link.send({"kind": "done"}, [made])
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def failure(error: Exception) -> dict[str, Any]:
+    """Return a frame's head that reports an error."""
     message = one_line(error) or "out of memory"
     return {"kind": "failed", "error": type(error).__name__, "message": message}
 
@@ -157,11 +184,11 @@ def _beat(link: Link, stopped: Event, interval: float) -> None:
             return
 
 
-def main() -> None:
+def main(run: Callable[[Mapping[str, Any]], None] = run_node) -> None:
     """Run the node that the input describes."""
     told = json.load(sys.stdin)
     try:
-        run_node(told)
+        run(told)
     except (OSError, PacelineError) as error:
         sys.exit(f"node {told['index'] + 1}: {one_line(error)}")
 

@@ -1,8 +1,8 @@
-"""Nodes of a pipeline on a Ray cluster: actors, which connect to this process by themselves.
+"""Nodes on a Ray cluster, of a pipeline or for prompts: actors, which connect by themselves.
 
-Ray starts them, sees to their environment and finds a machine for a replacement. Hidden states
-travel over a socket of their own: a pass waits for each of them, and Ray's object store would add
-two copies and a look-up to it.
+Ray starts them, sees to their environment and finds a machine for a replacement. Hidden states, and
+keys and values, travel over a socket of their own: a pass waits for each of them, and Ray's object
+store would add two copies and a look-up to it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -18,19 +19,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from paceline.engines.pipeline.remote import RemoteNodes
-from paceline.engines.pipeline.settings import StageSettings
-from paceline.engines.pipeline.stage import Stage
+from paceline.engines.pipeline.settings import NodeSettings
+from paceline.engines.pipeline.wire import Link
 from paceline.errors import one_line
 
 
 class _Node:
     """An actor that runs one node."""
 
-    def run(self, told: dict[str, Any]) -> None:
-        """Serve until the pipeline ends."""
-        from paceline.engines.pipeline.worker import run_node
-
-        run_node(told)
+    def run(self, module: str, told: dict[str, Any]) -> None:
+        """Run the node of a module until whoever started it ends."""
+        import_module(module).run_node(told)
 
     def process(self) -> int:
         """Return the id of its process, on its machine."""
@@ -49,24 +48,24 @@ class RayNodes(RemoteNodes):
         settings: what they load.
     """
 
-    def __init__(self, settings: StageSettings) -> None:
+    def __init__(self, settings: NodeSettings) -> None:
         super().__init__(settings, ray.util.get_node_ip_address())
         self._runs: dict[int, tuple[Any, Any, str]] = {}  # actor, its call, its machine
         self._lost: Counter[str] = Counter()  # nodes lost since the last start, by machine
 
-    def start(self, indices: Sequence[int]) -> list[Stage]:
+    def connect(self, indices: Sequence[int]) -> list[Link]:
         """Start nodes; a machine that has lost some is avoided, as it may be gone."""
-        stages = super().start(indices)
+        links = super().connect(indices)
         self._lost.clear()
-        return stages
+        return links
 
     def launch(self, index: int, told: dict[str, Any]) -> None:
-        """Start an actor that calls `worker.run_node`."""
+        """Start an actor that calls `run_node` of the settings' module."""
         self._end(index)
         machine = self._machine()
         where = NodeAffinitySchedulingStrategy(machine, soft=True)
         actor = _ACTOR.options(scheduling_strategy=where).remote()
-        self._runs[index] = actor, actor.run.remote(told), machine
+        self._runs[index] = actor, actor.run.remote(self.settings.module, told), machine
 
     def ended(self, index: int) -> str | None:
         """Return why an actor has ended."""
