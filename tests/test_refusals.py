@@ -22,6 +22,7 @@ from paceline.serving.api.completions import completions
 from paceline.serving.api.ollama_schemas import OllamaGenerateBody
 from paceline.serving.api.parse import RequestLimits, completion_jobs
 from paceline.serving.api.schemas import CompletionBody
+from paceline.serving.prefill.settings import check_prefill
 from tests.cli.conftest import Result
 from tests.conftest import shared
 from tests.decoding.strategies.test_beam import Guide
@@ -39,6 +40,11 @@ def lm(model=None, **options):
 def search(strategy, **options):
     engine = options.pop("engine", "auto")
     lm(engine=engine).search("Once", strategy, max_new_tokens=4, **options)
+
+
+def apart(one, **options):
+    with one:
+        check_prefill(one.engine, **options)
 
 
 def generate(drafter="plain", engine="auto", **options):
@@ -199,6 +205,10 @@ TRIGGERS = {
     "exits-pipeline": lambda: lm(engine="reference", exits="calm", pipeline=2),
     "several-models-pipeline": lambda: LM("a:weight=1+b:weight=1", pipeline=2),
     "nested-memory-pipeline": lambda: lm(memory="1MB", pipeline=2),
+    "prefill-apart-pipeline": lambda: apart(lm(pipeline=2)),
+    "prefill-apart-pattern": lambda: apart(lm(attention="quest")),
+    "prefill-apart-kv-policy": lambda: apart(lm(), kv_policy="tova"),
+    "prefill-apart-nested-memory": lambda: apart(lm(), cut=True),
     "static-streamed-weights": lambda: lm(engine="static", weights_memory="1MB"),
     "reference-threads": lambda: lm(engine="reference", threads=2),
     "kv-policy-grouped-kv": lambda: lm(kv_format="int4").generate("a", kv_policy="tova"),

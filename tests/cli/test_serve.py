@@ -241,3 +241,50 @@ def test_layers_on_two_nodes_answer_as_one_machine_does_though_one_is_killed():
         reader.join()
     assert len(nodes) == 1
     assert not any(Path(f"/proc/{node}").exists() for node in nodes), log
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_prompts_read_by_another_process_are_answered_as_by_one():
+    body = {"prompt": OPENING * 20, "max_tokens": 20, "ignore_eos": True, "seed": 3}
+    with LM(budget=0) as lm:
+        options = {"max_new_tokens": 20, "ignore_eos": True, "temperature": 1.0, "seed": 3}
+        expected = lm.generate(body["prompt"], **options).text
+    words = ("--prefill-replicas", "1", "--prefill-threshold", "64", "--drain", "600")
+    with started(*words) as server:
+        said = next(line for line in server.stderr if "serving" in line)
+        address = re.search(r"http://\S+", said)[0]
+        log = []
+        reader = threading.Thread(target=lambda: log.extend(server.stderr))
+        reader.start()
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        for killed in (False, True):
+            if killed:
+                os.kill(int(children[0]), signal.SIGKILL)
+                body["prompt"] = "And " + body["prompt"]
+                with LM(budget=0) as lm:
+                    expected = lm.generate(body["prompt"], **options).text
+            reply = httpx.post(
+                f"{address}/v1/completions", json=body | {"temperature": 1.0}, timeout=120
+            )
+            assert reply.json()["choices"][0]["text"] == expected
+            metrics = httpx.get(f"{address}/metrics").text
+            if not killed:
+                assert "paceline_prefill_replicas 1.0" in metrics
+                assert "paceline_prefill_apart_prompts_total 1.0" in metrics
+                pages = re.search(r"paceline_prefill_apart_pages_total (\d\S*)", metrics)[1]
+                size = re.search(r"paceline_kv_page_bytes (\d\S*)", metrics)[1]
+                taken = re.search(r"prefill_apart_received_bytes_total (\d\S*)", metrics)[1]
+                assert float(taken) == float(pages) * float(size) > 0
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 0
+        reader.join()
+    assert not any(Path(f"/proc/{child}").exists() for child in children), log
+
+
+def test_prefill_replicas_and_whole_servers_are_refused(paceline):
+    done = paceline("serve", "--prefill-replicas", "1", "--replicas", "2")
+    assert (done.code, "replicas are whole servers" in done.err) == (2, True)
+    done = paceline("serve", "--prefill-replicas", "1", "--kv-policy", "tova", "--port", "0")
+    assert (done.code, "prefill replicas and the KV policy tova" in done.err) == (2, True)
+    done = paceline("serve", "--prefill-replicas", "65")
+    assert (done.code, "prefill_replicas is 65" in done.err) == (2, True)
