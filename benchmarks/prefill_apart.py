@@ -7,7 +7,9 @@ one after the other. Arms, in turns round by round over the same prompts:
 
 - `apart`: this process decodes with `--threads` threads, a prefill replica reads with as many;
 - `one`: one process with `--threads` threads does both, as on one machine of the two;
-- `both`: one process with the threads of the two together.
+- `both`: one process with the threads of the two together;
+- `beside`: this process decodes, and another one reads the same prompts for nobody: what sharing
+  the machine costs streams by itself, without anything that is handed over.
 
 Measured are the time between the tokens of the streams (median and 99th percentile), alone and from
 a prompt's arrival to its first token, the time to that token, and tokens of streams per second.
@@ -23,6 +25,8 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -34,12 +38,13 @@ from busy import busy_others, ticks
 from paceline import LM
 from paceline.machine import machine, versions
 from paceline.serving.messages import Job
+from paceline.serving.prefill.node import CHUNK
 from paceline.serving.prefill.opening import open_prefill
 from paceline.serving.prefill.pool import PrefillPool
 from paceline.serving.prefill.settings import Prefill, PrefillSettings
 from paceline.serving.worker import Worker
 
-STEPS = 24  # passes of streams alone before a prompt arrives
+STEPS = 24  # passes of streams before anything is measured
 SIZES = (64, 128, 192, 256, 384, 512, 1024)
 
 
@@ -58,6 +63,36 @@ def replica(lm: LM, options: argparse.Namespace) -> Iterator[PrefillPool]:
         yield pool
     finally:
         pool.close()
+
+
+def read_for_nobody(model: str, options: dict[str, Any], prompts: Connection) -> None:
+    """Read the prompts that come, one after the other, and tell when each is read."""
+    with LM(model, drafter="plain", budget=0, **options) as lm:
+        prompts.send("ready")
+        while (prompt := prompts.recv()) is not None:
+            lm.engine.release(lm.engine.start(np.array(prompt, np.int32), chunk=CHUNK))
+            prompts.send("read")
+
+
+@contextmanager
+def neighbour(options: argparse.Namespace) -> Iterator[Connection]:
+    """Start a process that reads prompts for nobody."""
+    here, there = get_context("spawn").Pipe()
+    opened = {
+        "dtype": options.format,
+        "kv_format": options.kv_format,
+        "threads": options.threads,
+    }
+    target = (str(options.model), opened, there)
+    process = get_context("spawn").Process(target=read_for_nobody, args=target)
+    process.start()
+    try:
+        here.recv()
+        yield here
+        here.send(None)
+    finally:
+        process.join(60)
+        process.kill()
 
 
 class Streams:
@@ -90,9 +125,16 @@ class Streams:
 
 
 def run_arm(
-    lm: LM, pool: PrefillPool | None, prompts: list[list[int]], options: argparse.Namespace
+    lm: LM,
+    pool: PrefillPool | None,
+    prompts: list[list[int]],
+    options: argparse.Namespace,
+    other: Connection | None = None,
 ) -> dict[str, Any]:
-    """Gaps of streams alone and while prompts are read, times to first token, and these tokens."""
+    """Gaps of streams alone and while prompts are read, times to first token, and these tokens.
+
+    With `other` that process reads the prompts, and there are no first tokens.
+    """
     worker = Worker(lm, memory=options.memory, prefix_cache=0.0, prefill=pool)
     alone: list[float] = []
     during: list[float] = []
@@ -104,8 +146,14 @@ def run_arm(
         for _ in range(STEPS):
             streams.step([])  # prompts of the streams
         for number, prompt in enumerate(prompts):
-            for _ in range(STEPS if options.streams else 0):
+            for _ in range(options.alone if options.streams else 0):
                 streams.step(alone)
+            if other is not None:
+                other.send(prompt)
+                while not other.poll():
+                    streams.step(during)
+                other.recv()
+                continue
             request = lm.request(prompt, max_new_tokens=1, temperature=0, ignore_eos=True)
             start, name = perf_counter(), f"prompt {number}"
             worker.submit(Job(name, request, budget=0))
@@ -121,7 +169,7 @@ def run_arm(
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians and percentiles over all rounds of an arm."""
     joined = {key: [each for run in runs for each in run[key]] for key in runs[0]}
-    found = {"first_token": median(joined["first"])}
+    found = {"first_token": median(joined["first"])} if joined["first"] else {}
     for key in ("alone", "during"):
         if joined[key]:
             found |= {
@@ -133,12 +181,15 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def compare(lm: LM, pool: PrefillPool, options: argparse.Namespace) -> dict[str, Any]:
+def compare(
+    lm: LM, pool: PrefillPool, options: argparse.Namespace, other: Connection | None
+) -> dict[str, Any]:
     """All arms in turns."""
     arms: dict[str, tuple[PrefillPool | None, int]] = {
         "apart": (pool, options.threads),
         "one": (None, options.threads),
         "both": (None, 2 * options.threads),
+        "beside": (None, options.threads),
     }
     draw = np.random.default_rng(options.seed)
     vocabulary = lm.engine.config.vocab_size
@@ -148,8 +199,9 @@ def compare(lm: LM, pool: PrefillPool, options: argparse.Namespace) -> dict[str,
         order = options.arms if number % 2 == 0 else options.arms[::-1]
         for name in order:
             used, lm.engine.threads = arms[name]  # type: ignore[misc]
-            runs[name].append(run_arm(lm, used, prompts, options))
-        if len({tuple(each[-1]["tokens"]) for each in runs.values()}) > 1:
+            reads = other if name == "beside" else None
+            runs[name].append(run_arm(lm, used, prompts, options, reads))
+        if len({tuple(each[-1]["tokens"]) for each in runs.values() if each[-1]["tokens"]}) > 1:
             raise SystemExit("a first token is another one where the prompt was read apart")
     lm.engine.threads = options.threads  # type: ignore[misc]
     return {name: summary(each) for name, each in runs.items()}
@@ -177,8 +229,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1, help="one after the other in a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--streams", type=int, default=2)
+    parser.add_argument("--alone", type=int, default=200, help="passes of streams before a prompt")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--arms", nargs="+", default=["apart", "one", "both"])
+    parser.add_argument("--arms", nargs="+", default=["apart", "one", "both", "beside"])
     parser.add_argument("--hop", type=float, default=0.0, help="seconds added to each message")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--kv-format", default="fp16")
@@ -201,7 +254,12 @@ def main() -> None:
             )
         )
         pool = stack.enter_context(replica(lm, options))
-        found = (break_even if options.break_even else compare)(lm, pool, options)
+        if options.break_even:
+            found = break_even(lm, pool, options)
+        else:
+            shares = "beside" in options.arms and options.streams
+            other = stack.enter_context(neighbour(options)) if shares else None
+            found = compare(lm, pool, options, other)
         found["handed_over"] = {"pages": pool.statistics.pages, "bytes": pool.received_bytes}
     found["others"] = busy_others(begun, ticks())
     for name, each in found.items():

@@ -75,7 +75,8 @@ class Link:
             if magic != _MAGIC or head_size > _LARGEST_HEAD or size > largest:
                 raise WireError("it speaks another protocol")
             head = json.loads(self._read(head_size))
-            body = self._read(size)
+            body = np.empty(size, np.uint8)  # not filled with zeros, as a bytearray is
+            self._read_into(body.data)
             arrays = _arrays(head["arrays"], body)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WireError(_reason(error)) from None
@@ -94,17 +95,20 @@ class Link:
         self._socket.close()
 
     def _read(self, size: int) -> bytearray:
-        data, start = bytearray(size), 0
-        view = memoryview(data)
+        data = bytearray(size)
+        self._read_into(memoryview(data))
+        return data
+
+    def _read_into(self, view: memoryview) -> None:
+        start, size = 0, len(view)
         while start < size:
             count = self._socket.recv_into(view[start:], min(size - start, 1 << 20))
             if not count:
                 raise WireError("its connection ended")
             start += count
-        return data
 
 
-def _arrays(forms: Any, body: bytearray) -> list[NDArray[Any]]:
+def _arrays(forms: Any, body: NDArray[np.uint8]) -> list[NDArray[Any]]:
     """Return the arrays of a body by their types and shapes."""
     arrays, start = [], 0
     for kind, shape in forms:

@@ -32,10 +32,10 @@ from paceline.engines.pipeline.worker import (
 )
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.serving.kv_budget import default_room, room
-from paceline.serving.pass_budget import CHUNK
 from paceline.serving.prefill.settings import prefill_facts
 from paceline.serving.prefix_cache import PrefixCache
 
+CHUNK = 128  # tokens of a pass: as fast as longer ones, and pages come more evenly
 _TEXTS = 2  # contexts of the model whose keys and values are kept where no memory is given
 _AHEAD = 16  # frames that wait to be sent, or to be used
 _POLL = 0.1  # seconds
