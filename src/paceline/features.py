@@ -62,7 +62,7 @@ SHARED = {
 # Systems that Paceline is to serve and does not yet.
 # fmt: off
 NOT_YET = (
-    14, 21, 41, 48, 56, 96, 100, 102, 103, 115, 116, 120, 129, 133, 139, 182, 183, 190,
+    14, 21, 41, 48, 56, 96, 102, 103, 115, 116, 120, 129, 133, 139, 182, 183, 190,
     204, 211, 214, 217, 228, 230, 231, 238, 239, 249, 257, 269, 274, 290, 293, 294,
     296, 297, 299, 332, 346, 417, 420, 428, 433, 437, 448,
     452, 464, 480, 482,
@@ -249,6 +249,14 @@ FEATURES = (
         "replicas",
         "Serve from several engines on a Ray cluster; a node that fails loses no request.",
         "src/paceline/serving/cluster/router.py",
+    ),
+    Feature(
+        "prefill replicas",
+        "Let other processes read long prompts and hand over their pages of keys and values, bit "
+        "for bit, so that running streams do not wait (`--prefill-replicas`).",
+        "src/paceline/serving/prefill/apart.py",
+        (100,),
+        {100: "pools that change roles with the load, and provisioning of hardware for each"},
     ),
     # Preparing and measuring
     Feature(

@@ -181,13 +181,37 @@ def test_a_prompt_waits_for_a_busy_replica_only_while_others_decode(lm):
         assert 1 <= worker.prefill.statistics.prompts <= 6
 
 
-class Cut:
-    """A link that ends after some frames with pages."""
+def test_a_prompt_does_not_wait_for_one_that_takes_much_longer(lm):
+    """While others decode: a replica that answers nothing holds a long text, and a short one."""
+    nodes = ThreadNodes(lm, broken=lambda number, link: Cut(link, 0, silent=True))
+    stream = request(lm, 20, 1, max_new_tokens=400)
+    short, other = request(lm, 100, 2), request(lm, 400, 3)
+    with prefilling(lm, nodes=nodes) as worker:
+        worker.submit(Job("stream", stream, budget=0))
+        worker.step()
+        for name, each in {"long": request(lm, 400, 4), "short": short, "other": other}.items():
+            worker.submit(Job(name, each))
+        events = []
+        while "short" not in finished(events):
+            events += worker.step()
+        assert tokens_of(events, "short") == alone(lm, short)
+        assert worker.scheduler.jobs["other"].held == 0  # it waits for the replica
+        while "stream" not in finished(events):
+            events += worker.step()
+        for _ in range(3):  # nobody decodes any more
+            worker.step()
+        assert worker.scheduler.jobs["other"].held > 0
 
-    def __init__(self, link, pages):
-        self.link, self.left = link, pages
+
+class Cut:
+    """A link that ends after some frames with pages, or carries nothing."""
+
+    def __init__(self, link, pages, silent=False):
+        self.link, self.left, self.silent = link, pages, silent
 
     def send(self, head, arrays=()):
+        if self.silent:
+            return
         if head["kind"] == "page":
             if not self.left:
                 self.link.close()

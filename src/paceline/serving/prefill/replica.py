@@ -91,6 +91,12 @@ class PrefillReplica:
         """Whether it can be given a prompt."""
         return self._prompt is None and not self.lost
 
+    @property
+    def left(self) -> int:
+        """Tokens of its prompt whose pages are still to come."""
+        prompt = self._prompt
+        return 0 if prompt is None else prompt.end - prompt.page * PAGE
+
     def read(self, job: int, tokens: Tokens, held: Cached | None, start: int) -> None:
         """Begin to read a prompt; call it on a `free` replica only.
 
