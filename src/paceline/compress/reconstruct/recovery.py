@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paceline.compress.whole_model import WholeModel
     from paceline.models.blocks import LayerWeights
 
-_HEADED = 64  # positions whose logits are in memory at once, so that caches hold them
+HEADED = 64  # positions whose logits are in memory at once, so that caches hold them
 _KEPT = 30.0  # seconds between two states that an interrupted training goes on from
 
 
@@ -139,7 +139,7 @@ class Recovery:
             rate: at the beginning.
             state: the file where the state is kept twice a minute; None keeps none.
         """
-        descent = Descent(self._parameters(), steps, rate)
+        descent = Descent(self.parameters(), steps, rate)
         done = 0 if state is None else self._restore(descent, state)
         kept = monotonic()
         for step, rows in enumerate(self.split.batches(steps)):
@@ -169,7 +169,7 @@ class Recovery:
         """Return the weights of all layers, differentiable."""
         return [layer.weights() for layer in self.layers]
 
-    def _parameters(self) -> list[tuple[Tensor, float]]:
+    def parameters(self) -> list[tuple[Tensor, float]]:
         """Return what is trained, with factors of the rate."""
         return [pair for layer in self.layers for pair in layer.groups()]
 
@@ -195,8 +195,8 @@ class Recovery:
 
         total, count = 0.0, x.shape[0] * x.shape[1]
         one, other = right.flatten(0, 1), x.flatten(0, 1)
-        for start in range(0, count, _HEADED):
-            part = slice(start, start + _HEADED)
+        for start in range(0, count, HEADED):
+            part = slice(start, start + HEADED)
             with torch.no_grad():
                 wanted = self.teacher.log_probs(one[part])
                 shares = wanted.exp()
