@@ -365,7 +365,7 @@ def test_the_defaults_are_those_documented():
     assert asdict(ScheduledJob("a", 5, 10)) == {
         "id": "a", "text": 5, "most": 10, "client": "", "priority": 0, "deadline": None,
         "arrived": 0.0, "after": None, "cost": 1.0, "held": 0, "rows": 0, "max_rows": None,
-        "stage": "waiting", "order": 0, "reached": 0,
+        "stage": "waiting", "order": 0, "reached": 0, "apart": False,
     }  # fmt: skip
     assert asdict(Plan()) == {
         "expired": [], "preempted": [], "admitted": [], "parts": [], "decoding": [], "nodes": 1
@@ -427,6 +427,18 @@ def test_no_more_run_than_may():
     assert scheduler.plan(1.0, 100, 64).admitted == []
     scheduler.finished("a")
     assert scheduler.plan(2.0, 100, 64).admitted == ["c"]
+
+
+def test_what_is_read_apart_gets_no_part_and_keeps_its_memory():
+    scheduler = Scheduler(max_running=3, tree=1)
+    for name in "abc":
+        scheduler.submit(ScheduledJob(name, 100, 110))
+    assert scheduler.plan(0.0, 300, 50).parts == [("a", 50)]
+    scheduler.jobs["a"].apart = True
+    plan = scheduler.plan(0.0, 300, 50)
+    assert (plan.parts, plan.preempted, plan.admitted) == ([("b", 50)], [], [])
+    scheduler.preempt("a")
+    assert not scheduler.jobs["a"].apart
 
 
 def test_a_deadline_is_passed_when_it_is_reached():
