@@ -52,7 +52,8 @@ CacheChoice cache_of(const Kernels& kernels, const std::string& format) {
 
 // The attributes of a Python object `FewRead`.
 FewRead few_read_of(nb::handle object) {
-    constexpr const char* kSummaries[] = {"none", "mean", "bounds", "spread"};
+    constexpr const char* kSummaries[] = {"none",   "mean",           "bounds",
+                                          "spread", "representatives", "centroids"};
     const auto size = [&](const char* name, int64_t low) {
         return static_cast<size_t>(in_range<int64_t>(name, nb::cast<int64_t>(object.attr(name)),
                                                      low, int64_t{1} << 31));
@@ -66,6 +67,18 @@ FewRead few_read_of(nb::handle object) {
     rule.least = size("least", 0);
     rule.share = nb::cast<double>(object.attr("share"));
     if (!(rule.share >= 0.0 && rule.share <= 1.0)) refuse("share must be between 0 and 1");
+    if (rule.summary == Summary::representatives) {
+        rule.representatives = size("representatives", 1);
+        rule.following = size("following", 1);
+        if (rule.representatives > kPanel || rule.following >= rule.local)
+            refuse("a run has at most 16 representatives, and fewer runs follow it than are local");
+    }
+    if (rule.summary == Summary::centroids) {
+        rule.levels = size("levels", 1);
+        rule.clusters = nb::cast<double>(object.attr("clusters"));
+        if (!(rule.clusters > 0.0 && rule.clusters <= 1.0))
+            refuse("clusters must be above 0 and at most 1");
+    }
     return rule;
 }
 

@@ -17,11 +17,13 @@ size_t pages_in_group(size_t length) { return (length % kCacheGroup + kPanel - 1
 }  // namespace
 
 PageLayout::PageLayout(const Shape& shape, const CacheKernels& given, const PackedKernels* groups,
-                       const FewReadKernels* few_read, Summary summary)
-    : kernels(&given), packed(groups), few_read(few_read), summary(summary) {
+                       const FewReadKernels* few_read, const FewRead& rule)
+    : kernels(&given), packed(groups), few_read(few_read), rule(rule) {
     for (const LayerShape& layer : shape.layers) {
         const size_t block = given.block_bytes(layer.head_dim);
-        const size_t own = few_read ? few_read->summary_bytes(layer.head_dim, summary) : 0;
+        size_t own = few_read ? few_read->summary_bytes(layer.head_dim, rule) : 0;
+        if (few_read && rule.following)  // sums of queries, see `represent`
+            own += (kCacheBlock / kPanel + kPanel) * padded(layer.head_dim) * sizeof(float);
         const size_t end = bytes + layer.kv_heads * block;
         layers.push_back({layer.kv_heads, layer.head_dim, block, bytes, own, end});
         bytes = end + layer.kv_heads * own;
@@ -65,6 +67,8 @@ size_t KVCache::missing(size_t nodes) const {
 
 void KVCache::prepare(size_t nodes) {
     parents_.clear();
+    // Clusters of keys that were not committed then.
+    if (clusters_ && clusters_->fixed() > length_) clusters_.reset();
     for (Page* shared : copied_first()) {
         Page* own = memory_->take();
         std::memcpy(own->data, shared->data, layout_->bytes);
@@ -116,6 +120,7 @@ KVCache KVCache::fork() const {
     other.queries_.resize(queries_.size());
     other.query_window_ = query_window_;
     other.query_floats_ = query_floats_;
+    other.clusters_ = clusters_;
     for (size_t page = 0; page < query_pages(length_); ++page) {
         other.query_pages_.reserve(query_pages(length_));
         other.query_pages_.push_back(memory_->take());
@@ -137,6 +142,7 @@ void KVCache::move(size_t from, size_t to) {
             const size_t first = held(layer, head), at = first + to;
             copy(layer, head, first + from, block(layer, head, at), at % kCacheBlock);
         }
+    if (sums_queries()) move_sums(from, to);
     for (Queries& queries : queries_) {
         if (queries.values.empty()) continue;
         const auto first = queries.values.begin();
@@ -176,12 +182,34 @@ void KVCache::commit(const int32_t* path, size_t count) {
     summarise_from(length_ - count);
 }
 
+size_t KVCache::clustered() const {
+    const bool some = layout_->few_read && layout_->rule.summary == Summary::centroids;
+    return some ? prompt_ / kPanel * kPanel : 0;
+}
+
+size_t KVCache::missing_clusters() const {
+    const size_t fixed = clustered();
+    const bool there = clusters_ && clusters_->fixed() == fixed && fixed <= length_;
+    return there ? 0 : pages_for(fixed);
+}
+
+void KVCache::prepare_clusters() {
+    if (!missing_clusters()) return;
+    clusters_.reset();
+    clusters_ = std::make_shared<PromptClusters>(*layout_, *memory_, clustered());
+}
+
 void KVCache::summarise(size_t layer, size_t head, size_t first, size_t last) {
     const PageLayout::Layer& at = layout_->layers[layer];
     for (size_t panel = first; at.summary && panel < last; ++panel) {
         const size_t position = panel * kPanel;
+        if (sums_queries()) {
+            represent(layer, head, panel);
+            continue;
+        }
         layout_->few_read->summarise(block(layer, head, position),
-                                     position % kCacheBlock / kPanel, at.dim, layout_->summary,
+                                     position % kCacheBlock / kPanel, at.dim,
+                                     layout_->rule.summary,
                                      pages_[position / kCacheBlock]->data + summaries(layer, head));
     }
 }
@@ -191,6 +219,7 @@ void KVCache::summarise_from(size_t length) {
     for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
         for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
             summarise(layer, head, length / kPanel, length_ / kPanel);
+    if (sums_queries()) keep_open_sums();
 }
 
 void KVCache::truncate(size_t length) {
@@ -204,8 +233,12 @@ void KVCache::truncate(size_t length) {
     if (length && length < length_ && query_window_)
         throw std::invalid_argument("queries of earlier positions were dropped");
     if (cut_point(length) < length)
-        throw std::invalid_argument("positions before " + std::to_string(open_from()) +
-                                    " were rounded in groups of " + std::to_string(kCacheGroup));
+        throw std::invalid_argument(
+            grouped() ? "positions before " + std::to_string(open_from()) +
+                            " were rounded in groups of " + std::to_string(kCacheGroup)
+                      : "queries were summed in runs of " + std::to_string(kPanel) +
+                            ", so that this text can be cut to " +
+                            std::to_string(cut_point(length)));
     if (grouped()) {
         drop_spare();
         if (length < open_from()) close_open();
@@ -222,6 +255,7 @@ void KVCache::truncate(size_t length) {
     for (auto& layer : positions_)  // everything behind the last eviction is held
         for (auto& head : layer) head.resize(head.size() - (length_ - length));
     length_ = length;
+    if (clusters_ && clusters_->fixed() > length) clusters_.reset();
     parents_.clear();
     keep(pages_for(row_count()));
 }

@@ -10,10 +10,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "engine/page_pool.hpp"
+#include "engine/prompt_clusters.hpp"
 #include "engine/shape.hpp"
 #include "kernels/few_read.hpp"
 #include "kernels/packed.hpp"
@@ -24,12 +26,12 @@ namespace paceline {
 struct PageLayout {
     // Without `few_read` keys have no summaries.
     PageLayout(const Shape& shape, const CacheKernels& kernels, const PackedKernels* packed,
-               const FewReadKernels* few_read, Summary summary);
+               const FewReadKernels* few_read, const FewRead& rule);
 
     const CacheKernels* kernels;
     const PackedKernels* packed;  // of a cache in groups, or null
     const FewReadKernels* few_read;
-    Summary summary;
+    FewRead rule;  // how keys are summarised
     struct Layer {
         size_t heads, dim, block, offset;  // bytes of one head's block, and of the layers before
         size_t summary, summaries;         // bytes of those of one head's block, and where they are
@@ -73,17 +75,18 @@ public:
         return positions_[layer][head].empty() ? &kNone : positions_[layer][head].data();
     }
     size_t bytes() const { return all_pages().size() * layout_->bytes; }
-    // Those of the open group first.
+    // Those of the open group and of clusters first.
     std::vector<Page*> all_pages() const;
 
     // Whether positions are rounded in groups of kCacheGroup.
     bool grouped() const { return layout_->packed; }
     // Where the open group begins: positions before it are rounded.
     size_t open_from() const { return length_ / kCacheGroup * kCacheGroup; }
-    // The largest length, at most `length`, that `truncate` can cut to. Rows that were rounded do
-    // not come back.
+    // The largest length, at most `length`, that `truncate` can cut to. Rows that were rounded, and
+    // queries that were summed, do not come back.
     size_t cut_point(size_t length) const {
-        return !grouped() || length >= open_from() ? length : length / kCacheGroup * kCacheGroup;
+        const size_t group = grouped() ? kCacheGroup : sums_queries() ? kPanel : 1;
+        return length >= length_ / group * group ? length : length / group * group;
     }
     // Pages of the rows that are not rounded: two of the open group, then those of nodes.
     const uint8_t* const* open() const { return grouped() ? open_data_.data() : nullptr; }
@@ -122,6 +125,23 @@ public:
         const PageLayout::Layer& at = layout_->layers[layer];
         return at.summaries + head * at.summary;
     }
+    // Whether the queries of a panel choose what represents panels before it.
+    bool sums_queries() const { return layout_->few_read && layout_->rule.following; }
+    // Room for the queries of nodes, summed over the query heads of each kv head, and one of them.
+    void reserve_sums(size_t nodes);
+    float* query_sum(size_t layer, size_t head, size_t node) {
+        const PageLayout::Layer& at = layout_->layers[layer];
+        return sums_.data() + sums_at_[layer] + (node * at.heads + head) * at.dim;
+    }
+    // Positions of the prompt whose keys are clustered; 0: none.
+    size_t clustered() const;
+    // Pages that `prepare_clusters` takes.
+    size_t missing_clusters() const;
+    // Room for clusters of the prompt, where there are none yet, or those of other keys.
+    void prepare_clusters();
+    // Null where there are none.
+    PromptClusters* clusters() const { return clusters_.get(); }
+    void make_clusters(size_t layer, size_t head) { clusters_->make(layer, head, pages_); }
     // Positions below it are those of a prompt, which read everything.
     size_t prompt() const { return prompt_; }
     void set_prompt(size_t length) { prompt_ = length; }
@@ -209,6 +229,13 @@ private:
     void replace(size_t page, Page* by);
     void move(size_t from, size_t to);
     void summarise_from(size_t length);
+    void move_sums(size_t from, size_t to);
+    void represent(size_t layer, size_t head, size_t panel);
+    void keep_open_sums();
+    // Where sums of queries are kept behind the summaries of a page: of each panel, then of the
+    // positions of the panel that is not full.
+    float* panel_sum(size_t layer, size_t head, size_t panel) const;
+    float* open_sum(size_t layer, size_t head, size_t position) const;
     bool stays(const KeptLayers& kept, size_t page) const;
     void gather(const KeptLayers& kept, size_t page, uint8_t* to) const;
     void keep_query_pages(size_t pages);
@@ -239,6 +266,10 @@ private:
     size_t query_window_ = 0;                                   // 0: queries are not tracked
     size_t query_floats_ = 0;                                   // room for those of a layer
     std::vector<Page*> query_pages_;  // [position % window][layer][query_floats_]
+    std::shared_ptr<PromptClusters> clusters_;
+    std::vector<float> sums_;           // of the nodes: [layer][node][head][dim]
+    std::vector<size_t> sums_at_;       // where each layer begins in them
+    size_t sums_from_ = 0;              // position of the first node
 };
 
 }  // namespace paceline

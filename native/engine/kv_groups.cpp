@@ -20,6 +20,7 @@ size_t open_pages(size_t rows) { return (std::min(rows, kCacheGroup) + kPanel - 
 
 std::vector<Page*> KVCache::all_pages() const {
     std::vector<Page*> pages = spare_;
+    if (clusters_) pages = clusters_->pages();
     pages.insert(pages.end(), open_.begin(), open_.end());
     pages.insert(pages.end(), pages_.begin(), pages_.end());
     return pages;

@@ -65,6 +65,8 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     model_.memory.check(missing_pages());
     for (const Branch& branch : batch) {
         branch.cache->prepare(branch.nodes);
+        branch.cache->reserve_sums(branch.nodes);
+        if (reads_few(branch)) branch.cache->prepare_clusters();
         for (size_t i = 0; keeps_queries(branch) && i < shape_.layers.size(); ++i)
             branch.cache->reserve_queries(i, branch.nodes, shape_.layers[i].query_size());
     }
@@ -172,6 +174,7 @@ size_t Pass::missing_pages() const {
     std::map<const Page*, size_t> writers;
     for (const Branch& branch : batch_) {
         pages += branch.cache->missing(branch.nodes);
+        if (reads_few(branch)) pages += branch.cache->missing_clusters();
         for (const Page* page : branch.cache->copied_first()) ++writers[page];
     }
     for (const auto& [page, count] : writers)
@@ -463,11 +466,15 @@ void Pass::plan_attention(size_t layer) {
     if (shape_.qkv_clip || (weights.q_norm && shape_.qk_norm == QKNorm::width))
         add_rows(&Pass::bound_qkv, layer);
     add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    if (batch_[0].cache->sums_queries())
+        add(Stage::attention, &Pass::sum_queries, layer, n_ * shape.kv_heads, 8);
     if (!closings_.empty())
         add(Stage::attention, &Pass::close, layer, closings_.size() * shape.kv_heads, 1);
     if (!logits_ && layer == layers_[needed_layers() - 1]) return;
     if (view_.positions)
         add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    if (lacks_clusters(layer))
+        add(Stage::attention, &Pass::make_clusters, layer, batch_.size() * shape.kv_heads, 1);
     if (summarises(layer))
         add(Stage::attention, &Pass::summarise, layer, batch_.size() * shape.kv_heads, 1);
     add_chunks(Stage::attention, &Pass::attend, layer, before_[layer].calls.back());

@@ -208,6 +208,10 @@ private:
     bool reads_few(size_t layer, const Branch& branch) const;
     bool reads_few(const Branch& branch) const;
     void check_reach(const Branch& branch, size_t deepest, bool chain) const;
+    void sum_queries(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    bool lacks_clusters(size_t layer, size_t branch, size_t head) const;
+    bool lacks_clusters(size_t layer) const;
+    void make_clusters(size_t layer, size_t chunk, size_t chunks, Buffer&);
     bool summarises(size_t layer) const;
     size_t few_read_calls(size_t layer, size_t branch) const;
     FewReadNode few_read_node(size_t layer, size_t branch, size_t head, size_t node) const;

@@ -4,6 +4,8 @@
 // would weigh nothing there, so that with everything chosen both give the same bits.
 #pragma GCC diagnostic ignored "-Wunused-function"  // functions and tables that kernels.cpp uses
 #include "kernels/few_read_choice.hpp"
+#include "kernels/few_read_clusters.hpp"
+#include "kernels/few_read_pick.hpp"
 #include "kernels/few_read_scores.hpp"
 #include "kernels/few_read_values.hpp"
 
@@ -13,7 +15,7 @@ namespace {
 
 template <class Number, int T>
 static void read_tile(const FewReadNode& read, const Place& place, const FewReadScratch& parts,
-                      size_t first, size_t queries, size_t listed) {
+                      size_t first, size_t queries, size_t listed, size_t picked) {
     const Attention& job = read.job;
     for (size_t t = 0; t < T; ++t)
         for (size_t d = 0; d < job.head_dim; ++d)
@@ -34,6 +36,7 @@ static void read_tile(const FewReadNode& read, const Place& place, const FewRead
         keep_top<T>(place, parts.panels, listed, queries, parts.scores, parts.sorted);
     order_tail<T>(place, parts.rows, parts.scores + listed * T * kPanel, parts.tail);
     Reader<Number, T>{read, place, parts, queries, listed}.run();
+    if (picked) read_picked<Number, T>(read, parts, first, queries, picked);
     for (size_t t = 0; t < queries; ++t)
         finish(job, read.node * job.group + first + t,
                parts.totals + t * state_floats(job.head_dim));
@@ -49,16 +52,18 @@ static void attend_few(const FewReadNode& read, void* scratch) {
     for (size_t i = 0; i < padded(place.tail_rows) / kPanel; ++i)
         end[i] = static_cast<int32_t>(place.whole + i);
     find_rows(read, place, parts.rows);
+    const size_t picked = place.picked ? pick_rows(read, place, parts) : 0;
     const Tiling tiles = tiling(read.job.group, kWidest);
     for (size_t tile = 0; tile < tiles.count; ++tile)
         with_width(tiles.width_of(tile), [&](auto width) {
             read_tile<Number, decltype(width)::value>(read, place, parts, tile * tiles.width,
-                                                      tiles.tokens(tile), listed);
+                                                      tiles.tokens(tile), listed, picked);
         });
 }
 
 template <class Number>
-constexpr FewReadKernels few_read = {summary_bytes, summarise<Number>, few_read_bytes,
+constexpr FewReadKernels few_read = {summary_bytes, summarise<Number>, represent<Number>, read_keys<Number>,
+                                     cluster_bytes, cluster, few_read_bytes,
                                      attend_few<Number>};
 
 }  // namespace

@@ -20,6 +20,7 @@ struct Place {
     size_t first, last;  // panels that it sees
     size_t old_first, old_last;  // those that are read only if they are chosen: first .. last - 1
     size_t chosen;               // how many of these are read
+    size_t picked;               // single positions that are read of them instead
     size_t tail_rows;            // rows from panel `whole` on, up to the node's own
     size_t columns() const { return last + 1 - first; }
 };
@@ -39,7 +40,9 @@ INLINE Place place_of(const FewReadNode& read) {
     near = near < at.whole ? near : at.whole;
     at.old_first = rule.sinks > at.first ? rule.sinks : at.first;
     at.old_last = near;
-    at.chosen = 0;
+    if (read.clusters && near * kPanel > read.clusters->fixed)
+        at.old_last = read.clusters->fixed / kPanel;
+    at.chosen = at.picked = 0;
     if (at.old_first >= at.old_last) {
         at.old_first = at.old_last = 0;
         return at;
@@ -47,6 +50,16 @@ INLINE Place place_of(const FewReadNode& read) {
     const size_t old = at.old_last - at.old_first;
     if (read.read == HeadRead::near) return at;
     if (read.read == HeadRead::all) {
+        at.chosen = old;
+        return at;
+    }
+    if (read.clusters) {
+        const size_t seen = at.column + 1 - at.start, low = at.old_first * kPanel;
+        const size_t some = at.old_last * kPanel - (low > at.start ? low : at.start);
+        const size_t total = rule.total_positions(seen), always = seen - some;
+        at.picked = total > always ? total - always : 0;
+        if (at.picked < some) return at;
+        at.picked = 0;
         at.chosen = old;
         return at;
     }
@@ -59,7 +72,7 @@ INLINE Place place_of(const FewReadNode& read) {
 struct FewReadScratch {
     float* queries;    // [tile][D][T]
     float* wide;       // [query][D / 4][4][4], twice for bounds: each dimension four times
-    float* promised;   // [query][old panels]
+    float* promised;   // [query][vector][old panels]
     float* worth;      // [old panels]
     float* sorted;     // [old positions], for top_k
     int32_t* panels;   // those that are read, in order; then those of the tail's rows
@@ -71,6 +84,13 @@ struct FewReadScratch {
     float* totals;     // [T][state]
     float* high;       // [T]
     float* lanes;      // [T][16]
+    // Of a choice by clusters:
+    int32_t *choosable, *members, *bits;  // [cluster]: its positions, those of the best, its score
+    int32_t *top_members, *top_bits;      // [coarse cluster]
+    uint8_t* some;                        // [panel of clusters]: whether any can be chosen
+    uint16_t* masks;                      // [query][panel of rows]: which rows are read
+    int32_t* picked;                      // panels in which some are
+    float* picked_scores;                 // [panel][T][16], of one tile
 };
 
 INLINE size_t divide(const FewReadNode& read, float* at, FewReadScratch* parts) {
@@ -88,7 +108,7 @@ INLINE size_t divide(const FewReadNode& read, float* at, FewReadScratch* parts) 
     };
     parts->queries = take(room(tiles) * dim);
     parts->wide = take(job.group * 2 * summary_floats(dim));
-    parts->promised = take(job.group * padded(panels + 2 * kPanel));
+    parts->promised = take(job.group * read.rule.vectors() * padded(panels + 2 * kPanel));
     parts->worth = take(panels + kPanel);
     parts->sorted = take(read.rule.top_k ? panels * kPanel : 0);
     parts->panels = (int32_t*)take(panels + tail / kPanel);
@@ -100,6 +120,18 @@ INLINE size_t divide(const FewReadNode& read, float* at, FewReadScratch* parts) 
     parts->totals = take(state_floats(dim) * width);
     parts->high = take(width);
     parts->lanes = take(kPanel * width);
+    if (const Clusters* own = read.clusters) {
+        const size_t rows = own->fixed / kPanel;
+        parts->choosable = (int32_t*)take(own->count);
+        parts->members = (int32_t*)take(own->count);
+        parts->bits = (int32_t*)take(own->count);
+        parts->top_members = (int32_t*)take(own->tops);
+        parts->top_bits = (int32_t*)take(own->tops);
+        parts->some = (uint8_t*)take(own->count);
+        parts->masks = (uint16_t*)take(job.group * rows);
+        parts->picked = (int32_t*)take(rows);
+        parts->picked_scores = take(rows * width * kPanel);
+    }
     return static_cast<size_t>(at - begin);
 }
 

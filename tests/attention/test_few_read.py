@@ -152,9 +152,17 @@ def test_drafting_gives_what_plain_decoding_gives(spec, drafter, temperature):
     assert outputs[0] == outputs[1]
 
 
-def test_a_server_continues_as_a_request_alone_does():
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPECS[0],
+        "infllm:share=0.2,least=0,local=64,following=32",
+        "squeezed:share=0.2,least=0,local=32,levels=2",
+    ],
+)
+def test_a_server_continues_as_a_request_alone_does(spec):
     options = {"engine": "native", "drafter": "recycle", "budget": 8}
-    lm = LM(shared("models", MODEL), attention=SPECS[0], **options)
+    lm = LM(shared("models", MODEL), attention=spec, **options)
     text = "Once upon a time there was a dog named Max. " * 12
     prompt = tuple(int(token) for token in lm.tokenizer.encode(text))
     worker = Worker(lm, prefix_cache=0.5)

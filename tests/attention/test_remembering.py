@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.core import TokenTree
-from paceline.engines import open_engine
 from paceline.engines.choose_clusters import choose_clusters, cluster_keys
 from paceline.engines.few_read import FewRead
 from paceline.engines.representatives import run_scores
@@ -146,12 +145,6 @@ def test_drafting_gives_what_plain_decoding_gives(spec):
         with LM(shared("models", MODEL), **options) as lm:
             outputs.append(lm.generate(prompt, max_new_tokens=24, temperature=0.0).tokens)
     assert outputs[0] == outputs[1]
-
-
-@pytest.mark.parametrize("name", ["infllm", "squeezed"])
-def test_the_native_engine_refuses_them(model, name):
-    with pytest.raises(MethodError, match=f"pattern {name}.*add --engine reference"):
-        open_engine(model, "native", pattern=patterns.parse(name))
 
 
 def test_trees_leave_room_for_the_queries_that_choose(opened, ids):

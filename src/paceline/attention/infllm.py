@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from paceline.abilities import Ability
 from paceline.attention.base import RunPattern, runs_of
 from paceline.core import Exactness
 from paceline.engines.few_read import RUN, FewRead
@@ -30,7 +28,6 @@ class InfLLM(RunPattern):
         share, least, sinks, dense: as of `RunPattern`.
     """
 
-    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     source = Source(
         authors="Xiao et al.",
         title="InfLLM",

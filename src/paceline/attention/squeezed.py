@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from paceline.abilities import Ability
 from paceline.attention.base import RunPattern
 from paceline.core import Exactness
 from paceline.engines.few_read import FewRead
@@ -17,18 +15,19 @@ from paceline.registry import Source, check_range, patterns
 class Squeezed(RunPattern):
     """Cluster the keys of a prompt once; read single positions of the clusters that fit a query.
 
-    Keys are clustered by direction (k-means) when the first token behind a prompt is run. Each
-    query head reads the positions whose centroids have the largest products with its query. What
-    was generated since is always read.
+    Keys of a prompt's whole runs of 16 are clustered by direction (k-means) when the first token
+    behind it is run; forks share the clusters. Each query head reads the positions whose centroids
+    have the largest products with its query. What was generated since is always read. The native
+    engine copies the prompt's rows cluster by cluster, so that these take their memory twice.
 
     Attributes:
         clusters: centroids for each position of a prompt, above 0 and up to 1. Default 0.05, as in
             the paper.
-        levels: 2 to compare queries with centroids of centroids first. Default 1.
+        levels: 2 to compare queries with centroids of centroids first; clusters of the best, which
+            hold at least twice the positions that are read, are compared then. Default 1.
         share, least, sinks, local, dense: as of `RunPattern`.
     """
 
-    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     source = Source(
         authors="Hooper et al.",
         title="Squeezed Attention: Accelerating Long Context Length LLM Inference",

@@ -298,6 +298,14 @@ class Engine(ABC):
         """Return how many pages the tracked queries of so many positions take."""
         return 0
 
+    def prompt_pages(self, positions: int) -> int:
+        """Return how many pages a prompt of so many positions takes besides those of its rows.
+
+        They are taken in the first pass over a token behind it, by attention patterns that cluster
+        its keys.
+        """
+        return 0
+
     def track_surprisal(self, sequence: Cached) -> None:
         """Keep the surprisal of every token that is committed to a sequence, from now on.
 

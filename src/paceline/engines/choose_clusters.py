@@ -30,8 +30,9 @@ def choose_clusters(
 ) -> Tensor:
     """Return which rows each query may read, bool [H, N, S].
 
-    Positions behind the prompt, the first and the last ones are read; of the others those whose
-    centroids have the largest products with the query, for each query head, of equals the earlier.
+    Positions behind the clustered ones, the first and the last ones are read; of the others those
+    whose centroids have the largest products with the query, for each query head, of equals the
+    earlier.
 
     Args:
         rule: how many are read.
@@ -57,7 +58,7 @@ def choose_clusters(
         coarse = clusters.parents.gather(1, clusters.labels).repeat_interleave(group, 0)
         scores = own @ clusters.tops.repeat_interleave(group, 0).mT
         scores = scores.gather(2, coarse[:, None].expand(-1, len(at), -1))
-        allowed = allowed & _best(scores, allowed, count * _WIDER)
+        allowed = allowed & _best_tops(scores, allowed, count * _WIDER)
     scores = (own @ clusters.centroids.repeat_interleave(group, 0).mT).gather(2, labels)
     read = always.expand(len(queries), -1, -1).clone()
     read[..., :prompt] |= _best(scores, allowed, count)
@@ -72,8 +73,16 @@ def _best(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     return best & allowed
 
 
+def _best_tops(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+    """Mark the places [H, N, P] of the best coarse clusters that hold `count` [N] or more."""
+    hidden = scores.masked_fill(~allowed, -torch.inf)
+    last = (count - 1).clamp(min=0, max=scores.shape[-1] - 1)[None, :, None]
+    ranked = hidden.sort(dim=-1, descending=True).values
+    return scores >= ranked.gather(2, last.expand(len(scores), -1, -1))
+
+
 def cluster_keys(rule: FewRead, keys: Tensor) -> Clusters:
-    """Return the clusters of a prompt's keys [G, P, D]."""
+    """Return the clusters of keys [G, P, D]."""
     prompt = keys.shape[1]
     keys = keys.float()
     labels, centroids = _k_means(keys, max(1, math.ceil(rule.clusters * prompt)))
@@ -90,7 +99,8 @@ def _k_means(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     its direction, and no point has its label.
     """
     directions = F.normalize(points, dim=-1)
-    first = torch.linspace(0, points.shape[1] - 1, count, device=points.device).long()
+    places = torch.arange(count, device=points.device)
+    first = places * (points.shape[1] - 1) // max(count - 1, 1)
     centres = directions[:, first]
     for _ in range(_ROUNDS):
         labels = (directions @ centres.mT).argmax(-1)

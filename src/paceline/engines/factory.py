@@ -108,7 +108,7 @@ def open_engine(
         return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part, exits)
     sides = {Side.NATIVE: "the native engine", **model_sides(model.config)}
     if pattern is not None:
-        native = pattern.sparse_prefill or (pattern.few_read and pattern.few_read.native)
+        native = pattern.sparse_prefill or pattern.few_read
         kind = Side.PATTERN if native else Side.MASK_PATTERN
         sides[kind] = f"the attention pattern {pattern.name}"
         if kv_format in GROUPED_KV:

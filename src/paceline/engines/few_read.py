@@ -8,7 +8,7 @@ from enum import IntEnum
 RUN = 16  # positions that are chosen together
 
 
-_NATIVE = ("none", "mean", "bounds", "spread")  # summaries that the native kernels know
+_REMEMBERING = ("representatives", "centroids")
 
 
 class HeadRead(IntEnum):
@@ -29,8 +29,8 @@ class FewRead:
     Attributes:
         summary: by what runs are compared with a query: `mean` of their keys, `bounds` of each
             dimension, `spread` (mean and variance of each dimension), `representatives` (some of
-            their keys), or `none`. With `clusters` single positions are chosen by the centroids of
-            the prompt's keys.
+            their keys), or `none`. With `centroids` single positions of a prompt's whole runs are
+            chosen by the clusters of their keys.
         top_k: score every key; each query head reads the values of the best positions.
         sinks: first runs, which are always read.
         local: last runs, the query's own included, which are always read; at least 1. A tree that
@@ -41,7 +41,8 @@ class FewRead:
         representatives: keys of a run that stand for it.
         following: runs behind a run whose queries choose its representatives.
         clusters: centroids for each position of a prompt.
-        levels: 2 if clusters are chosen among those of the best clusters of centroids.
+        levels: 2 if clusters are chosen among those of the best clusters of centroids, which hold
+            at least twice the positions that are read.
     """
 
     summary: str = "mean"
@@ -56,11 +57,6 @@ class FewRead:
     levels: int = 1
 
     @property
-    def native(self) -> bool:
-        """Whether the native engine can choose so."""
-        return self.summary in _NATIVE
-
-    @property
     def remembers(self) -> bool:
         """Whether choices depend on earlier queries or on what was found of a prompt."""
-        return not self.native
+        return self.summary in _REMEMBERING

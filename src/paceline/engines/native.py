@@ -17,6 +17,7 @@ from paceline.engines.byte_activations import choose_activations
 from paceline.engines.cache_blocks import unpack_blocks
 from paceline.engines.checks import check_kept, check_rows
 from paceline.engines.collaborators import AttentionPattern
+from paceline.engines.few_read import RUN
 from paceline.engines.formats import (
     ACTIVATIONS,
     FORMATS,
@@ -542,6 +543,11 @@ class NativeEngine(Engine):
         count = positions * len(self.config.layers)
         return -(-count // max(1, self.memory.page_bytes // size))
 
+    def prompt_pages(self, positions: int) -> int:
+        """Return the pages of a prompt's clusters; see `Engine.prompt_pages`."""
+        rule = self.pattern.few_read if self.pattern is not None else None
+        return Memory.pages(positions // RUN * RUN) if rule is not None and rule.clusters else 0
+
     def track_surprisal(self, sequence: Cached) -> None:
         """Keep the surprisal of tokens; see `Engine.track_surprisal`."""
         own = _own(sequence)
@@ -638,6 +644,7 @@ class NativeEngine(Engine):
         """Borrow pages for a pass that lacks some, or refuse it."""
         rows = [(self.row_count(own), len(tree)) for own, tree in batch]
         queries = sum(self.query_pages(_own(own).query_window) for own, _ in batch)
+        queries += sum(self.prompt_pages(_own(own).prompt) for own, _ in batch)
         if not self._lent(self._pages(rows) + queries):
             raise self._full(error) from None
 

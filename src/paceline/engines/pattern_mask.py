@@ -12,7 +12,7 @@ from paceline.engines.choose_blocks import choose_blocks
 from paceline.engines.choose_clusters import choose_clusters, cluster_keys
 from paceline.engines.choose_runs import choose_runs
 from paceline.engines.collaborators import AttentionPattern
-from paceline.engines.few_read import FewRead, HeadRead
+from paceline.engines.few_read import RUN, FewRead, HeadRead
 from paceline.engines.read_memory import ReadMemory
 from paceline.engines.reference_cache import ReferenceCache
 from paceline.models.config import ModelConfig
@@ -94,7 +94,7 @@ class PatternMask:
             return None
         reads, memory = self.reads[index], sequence.memory
         if rule.clusters:
-            if int(at[-1]) < prompt or not prompt:
+            if prompt < RUN or int(at.max()) < prompt:
                 return None
             read = self._clustered(rule, sequence, index, queries, keys, at, held)
         else:
@@ -118,13 +118,13 @@ class PatternMask:
         held: Tensor,
     ) -> Tensor:
         """Return which rows are read by clusters of the prompt, which are made once."""
-        memory, prompt = sequence.memory, sequence.prompt
+        memory, fixed = sequence.memory, sequence.prompt // RUN * RUN
         assert memory is not None
         assert self.reads is not None
         clusters = memory.clusters.get(index)
-        if clusters is None or clusters.prompt != prompt:
-            clusters = cluster_keys(rule, keys[:, :prompt])
-            if prompt <= sequence.length:
+        if clusters is None or clusters.prompt != fixed:
+            clusters = cluster_keys(rule, keys[:, :fixed])
+            if fixed <= sequence.length:
                 memory.clusters[index] = clusters
         read = choose_clusters(rule, queries, clusters, at, held, self.config.layers[index].window)
         return whole_heads(read, self.reads[index])

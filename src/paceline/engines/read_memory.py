@@ -13,7 +13,7 @@ class Clusters:
     """Keys of a prompt in clusters, for each KV head.
 
     Attributes:
-        prompt: positions of the prompt.
+        prompt: positions of the prompt that are clustered: its whole runs.
         labels: cluster of each key, int64 [G, P].
         centroids: mean key of each cluster, [G, C, D].
         parents: cluster of each centroid, int64 [G, C]; None where there is one level.

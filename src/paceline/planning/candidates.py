@@ -153,7 +153,7 @@ def _reads_few(name: str) -> bool:
     """Return whether a pattern reads few positions while decoding, in the native engine."""
     method = registry.patterns.visible()[name]
     rule = None if registry.required(method) else method().few_read
-    return rule is not None and bool(rule.native)
+    return rule is not None
 
 
 def goes_together(cache: CacheForm) -> bool:

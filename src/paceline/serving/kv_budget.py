@@ -164,7 +164,8 @@ class KVBudget:
         in_guides = self._guide_engines(run, own)
         blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
         parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]
-        return ceil(blocks * (own + sum(parts))) + self.engine.open_pages * PAGE
+        beside = self.engine.open_pages + self.engine.prompt_pages(len(run.request.prompt))
+        return ceil(blocks * (own + sum(parts))) + beside * PAGE
 
     def free(self, runs: Sequence[Session]) -> int:
         """Return the positions that running requests can have once all that can be dropped is."""
@@ -193,6 +194,8 @@ class KVBudget:
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
             pages += self.engine.open_pages + self._new_query_pages(run, more)
+            if run.sequence is not None and run.sequence.length <= len(run.request.prompt):
+                pages += self.engine.prompt_pages(len(run.request.prompt))
             engines = engines_of(drafter) if drafter is not None and self._drafts else ()
             drafts += (Memory.pages(more) + 1) * sum(each.memory.page_bytes for each in engines)
         self.limit.promised = pages

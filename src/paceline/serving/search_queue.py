@@ -281,8 +281,9 @@ def _pages(strategy: Strategy, task: Task) -> int:
     width = strategy.width if isinstance(strategy, Beam) else 1
     nodes = strategy.k if isinstance(strategy, ContrastiveSearch) else 1
     # Its last page, and the prompt's, are copied.
-    own = Memory.pages(task.limit + nodes) + 2 + task.engine.open_pages
     prompt, page = len(task.request.prompt), task.engine.memory.page_bytes
+    own = Memory.pages(task.limit + nodes) + 2 + task.engine.open_pages
+    own += task.engine.prompt_pages(prompt)
     pages = Memory.pages(prompt) + width * own
     for guide in task.request.controls:
         for engine, size in guide.positions(prompt) if isinstance(guide, RunsModel) else ():
