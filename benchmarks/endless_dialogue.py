@@ -15,8 +15,9 @@ stay. They move together: keys are turned to their new positions, so that no pos
   them, and each layer takes those back whose mean keys fit the last queries best (after Xiao et
   al., arXiv 2402.04617, section 3).
 
-Each tenth of the dialogue is a line: loss a token, memory of pages and host, and tokens a second,
-which mean something on an idle machine only. For these run it alone, with --threads.
+Each tenth of the dialogue is a line: loss a token, memory of pages and host, tokens a second, which
+mean something on an idle machine only, and tokens a second of the processor's time. Questions are
+not counted in them.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ class Stream(ABC):
 
     Attributes:
         host_bytes: memory outside of the engine's pages.
+        name: of the method.
     """
 
     host_bytes = 0
+    name = ""
 
     def __init__(self, engine: Engine, rows: int) -> None:
         self.engine, self.rows, self.sequence = engine, rows, engine.open()
@@ -137,6 +140,8 @@ class Stream(ABC):
 class Window(Stream):
     """Keeps the first rows and the last half."""
 
+    name = "window"
+
     def compact(self, room: int) -> None:
         """Drop what lies between."""
         kept = self.choose(self.sequence.length, min(self.rows // 2, self.rows - room))
@@ -150,6 +155,8 @@ class Window(Stream):
 class SirLLM(Window):
     """Keeps the first rows, a quarter for the last ones, and the most surprising of the others."""
 
+    name = "sirllm"
+
     def choose(self, length: int, count: int) -> NDArray[np.int64]:
         """Return which rows stay, in order."""
         worth = self.surprisal * _DECAY ** (self.ages / self.rows)
@@ -159,6 +166,8 @@ class SirLLM(Window):
 
 class InfLLM(Stream):
     """Keeps the first rows and a window, and takes fitting blocks back from host memory."""
+
+    name = "infllm"
 
     def __init__(self, engine: Engine, rows: int, far: int, host_blocks: int) -> None:
         super().__init__(engine, rows)
@@ -249,11 +258,14 @@ def run(lm: LM, stream: Stream, options: argparse.Namespace) -> dict[str, object
     losses: list[float] = []
     answers: dict[int, list[float]] = {distance: [] for distance in ASKED}
     tenths: list[dict[str, float]] = []
-    begun, read, tenth = time.perf_counter(), 0, max(1, options.tokens // 10)
+    seconds, busy, read, tenth = 0.0, 0.0, 0, max(1, options.tokens // 10)
     for tokens, place, number in dialogue(lm, options.data, options.tokens):
         for start in range(0, len(tokens), options.chunk):
             part = tokens[start : start + options.chunk]
+            begun, worked = time.perf_counter(), time.process_time()
             losses += stream.read(part).tolist()
+            seconds += time.perf_counter() - begun
+            busy += time.process_time() - worked
             read += len(part)
         due += [(read + distance, distance, place, number) for distance in ASKED]
         for entry in [entry for entry in due if entry[0] <= read]:
@@ -267,9 +279,11 @@ def run(lm: LM, stream: Stream, options: argparse.Namespace) -> dict[str, object
                 "loss": float(np.nanmean(losses)),
                 "rows": stream.sequence.length,
                 "megabytes": (pages.used * pages.page_bytes + stream.host_bytes) / 1e6,
-                "tokens_a_second": len(losses) / (time.perf_counter() - begun),
+                "tokens_a_second": len(losses) / seconds,
+                "tokens_a_processor_second": len(losses) / busy,
             })  # fmt: skip
-            losses, begun = [], time.perf_counter()
+            losses, seconds, busy = [], 0.0, 0.0
+            print(stream.name, json.dumps(tenths[-1]), flush=True)
     recalled = {str(d): float(np.mean(each)) for d, each in answers.items() if each}
     return {"tenths": tenths, "nats_a_token_of_answers": recalled}
 

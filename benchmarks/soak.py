@@ -1,15 +1,17 @@
 """A server under well- and ill-behaved clients for minutes, and SIGTERM at the end.
 
     python benchmarks/soak.py --minutes 1 [--model FOLDER] [--users 8]
+        [--kv-policies]
 
 It starts `paceline serve` on a free port of this machine. Polite users ask for greedy and sampled
 texts, streamed or whole, alone or several, with log-probabilities, echo, schemas and tools
 (`soak_requests.py`); each finished answer must be what plain decoding gives alone with the same
-seed: text, tool calls, tokens and their log-probabilities. Hostile users leave early, send half or
-broken JSON, wrong types, large bodies, half heads, and read slowly or not at all. At the end the
-server gets SIGTERM while requests are under way. Prints a JSON document and exits with 1 where
-something is wrong: a crash, an unexplained answer, another text, pages or threads that stay, memory
-that grows.
+seed: text, tool calls, tokens and their log-probabilities. With --kv-policies most requests name a
+KV policy, several at once, and plain decoding under the same one is what they must equal. Hostile
+users leave early, send half or broken JSON, wrong types, large bodies, half heads, and read slowly
+or not at all. At the end the server gets SIGTERM while requests are under way. Prints a JSON
+document and exits with 1 where something is wrong: a crash, an unexplained answer, another text,
+pages or threads that stay, memory that grows.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ class Server:
 class Soak:
     """Users of a server, and the outcomes of their requests."""
 
-    def __init__(self, server: Server, minutes: float, seed: int) -> None:
-        self.server, self.random = server, random.Random(seed)
+    def __init__(self, server: Server, minutes: float, seed: int, policies: bool = False) -> None:
+        self.server, self.random, self.policies = server, random.Random(seed), policies
         self.stop = time.monotonic() + 60 * minutes
         self.ending = False
         self.outcomes: Counter[str] = Counter()
@@ -126,7 +128,7 @@ class Soak:
         rng = random.Random(user)
         with httpx.Client(base_url=self.server.url, timeout=120) as client:
             while not self.ending and time.monotonic() < stop:
-                path, body = random_request(rng)
+                path, body = random_request(rng, self.policies)
                 try:
                     self._ask(client, path, body)
                 except httpx.ConnectError:
@@ -309,6 +311,7 @@ def main() -> int:
     parser.add_argument("--model")
     parser.add_argument("--users", type=int, default=8, help="polite ones; half as many hostile")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kv-policies", action="store_true", help="requests name KV policies")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         return soaked(options, folder_with_template(options.model, Path(folder)))
@@ -316,8 +319,9 @@ def main() -> int:
 
 def soaked(options: argparse.Namespace, model: str) -> int:
     """Run with a model that takes conversations."""
-    server = Server([*TIGHT, "--model", model, "--drain", "30"])
-    soak = Soak(server, options.minutes, options.seed)
+    choice = ["--kv-policy-choice"] if options.kv_policies else []
+    server = Server([*TIGHT, "--model", model, "--drain", "30", *choice])
+    soak = Soak(server, options.minutes, options.seed, options.kv_policies)
     before = quiet(server)
     points = watch(server, soak, options.users)
     after = quiet(server)
@@ -343,6 +347,9 @@ def soaked(options: argparse.Namespace, model: str) -> int:
         "minutes": options.minutes,
         "exit_code": code,
         "answers_compared": sum(len(answers) for _, answers in soak.finished),
+        "answers_by_policy": dict(
+            Counter(str(body.get("kv_policy", "none named")) for body, _ in soak.finished)
+        ),
         "outcomes": dict(sorted(soak.outcomes.items())),
         "log": dict(sorted(server.log.items())),
         "before": before,

@@ -46,6 +46,15 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}assistant:"
 )
+POLICIES = (  # some evict again and again within an answer
+    "sliding_window:budget=24,every=8",
+    "h2o:budget=24,recent=8,every=8",
+    "snapkv:budget=32,recent=8,every=16",
+    "keydiff:budget=24,recent=8,every=8",
+    "sirllm:budget=32,recent=8,every=8",
+    "random:budget=24,recent=8,every=16",
+    False,
+)
 CLOSE = 1e-4  # nats between log-probabilities of one token in two passes
 
 
@@ -92,8 +101,11 @@ def folder_with_template(model: str | None, folder: Path) -> str:
     return str(folder)
 
 
-def random_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """Return path and body of a request that a well-behaved client may send."""
+def random_request(rng: random.Random, policies: bool = False) -> tuple[str, dict[str, Any]]:
+    """Return path and body of a request that a well-behaved client may send.
+
+    With `policies` three of four name a KV policy, and ask for no log-probabilities.
+    """
     body: dict[str, Any] = {
         "max_tokens": rng.choice((1, 7, 30, 119)),
         "temperature": rng.choice((0.0, 0.7, 1.0)),
@@ -102,6 +114,9 @@ def random_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
         "stream": rng.random() < 0.5,
     }
     kind = rng.choice(("plain", "plain", "logprobs", "echo", "schema", "tools", "chat"))
+    if policies and rng.random() < 0.75:
+        kind = rng.choice(("plain", "schema", "chat"))
+        body["kv_policy"] = rng.choice(POLICIES)
     opening = rng.choice(OPENINGS)
     if kind in ("plain", "echo") or (kind in ("logprobs", "schema") and rng.random() < 0.5):
         body["prompt"] = opening
@@ -141,6 +156,7 @@ def alone(lm: LM, body: Mapping[str, Any], place: int) -> Answer:
         schema=SCHEMA if "json_schema" in body or "response_format" in body else None,
         tools=body.get("tools"),
         tool_choice=choice["function"]["name"] if isinstance(choice, dict) else choice,
+        kv_policy=body.get("kv_policy"),
     )
     drafter = lm.drafter_method.build(lm.draft_target)
     text = text_of(request, lm.tokenizer)

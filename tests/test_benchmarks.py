@@ -67,7 +67,8 @@ SMOKE = {
     "watermarks.py": SMALL + " --texts 2 --plain 2 --tokens 12 --resamples 9",
     "sparse_prefill.py": "{models}/stories260K --lengths 300 --rounds 1",
     "sparse_attention.py": "{models}/stories260K --lengths 200 --tokens 1 --rounds 1",
-    "soak.py": "--minutes 0.05 --users 1 --model {models}/stories260K",
+    "soak.py": "--minutes 0.05 --users 1 --kv-policies --model {models}/stories260K",
+    "beyond_context.py": "{models}/stories260K --ends 300 600 --scored 64 --threads 1",
     "serving.py": SMALL + " --rounds 1 --requests 1 --tokens 4 --long 2 --part users stall prefix",
 }
 # Scripts that need what CI does not install, with the reason.
