@@ -66,26 +66,31 @@ def main() -> None:
                     engine.forward([(sequence, TokenTree.root(int(token)))])
                 times[place].append((perf_counter() - begun) / args.tokens)
         full = min(times[0])
-        whole = read_bytes(engines[0], length)
+        row_bytes = engines[0].position_bytes
+        whole = read_bytes(engines[0], length, row_bytes)
         for spec, engine, each in zip(specs, engines, times, strict=True):
             low, middle = min(each), statistics.median(each)
+            bound = whole / read_bytes(engine, length, row_bytes)
             print(
                 f"{length:6d}  {spec or 'full':40s} {low * 1e3:7.2f} ms  median {middle * 1e3:7.2f}"
-                f"  {full / low:5.2f}x  by bytes {whole / read_bytes(engine, length):5.2f}x",
+                f"  {full / low:5.2f}x  by bytes {bound:5.2f}x",
                 flush=True,
             )
         for engine, sequence in zip(engines, sequences, strict=True):
             engine.release(sequence)
 
 
-def read_bytes(engine, length: int) -> float:
-    """Return the bytes that a token needs: weights, keys and values, and summaries."""
+def read_bytes(engine, length: int, row_bytes: float) -> float:
+    """Return the bytes that a token needs: weights, keys and values, and summaries.
+
+    Query heads that choose apart are counted as if they chose the same positions.
+    """
     if engine.pattern is None:
-        return engine.weight_bytes + length * engine.position_bytes
+        return engine.weight_bytes + length * row_bytes
     rule, config = engine.pattern.few_read, engine.config
-    summaries = {"none": 0, "mean": 1, "bounds": 2}[rule.summary]
+    own = {"representatives": rule.representatives + 1, "centroids": rule.clusters * RUN}
+    summaries = {"none": 0, "mean": 1, "bounds": 2, "spread": 2, **own}[rule.summary]
     row = sum(2 * layer.kv_heads * layer.head_dim for layer in config.layers)
-    row_bytes = engine.position_bytes - summaries * row / 2 / RUN * 4
     runs = max(rule.least, math.ceil(rule.share * length / RUN))
     read = 0.0
     for layer, heads in zip(config.layers, engine.pattern.head_reads(engine), strict=True):
