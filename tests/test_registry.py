@@ -1,3 +1,5 @@
+import sys
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -65,3 +67,26 @@ def test_settings_without_a_default_are_asked_for():
     with pytest.raises(MethodError, match="datastore needs path; write datastore:path=VALUE"):
         drafters.parse("datastore:k=3")
     assert drafters.parse("datastore:path=corpus").path == "corpus"
+
+
+def test_threads_wait_for_all_methods(tmp_path, monkeypatch):
+    """A thread that asks while another one loads sees every method, or waits."""
+    package = tmp_path / "slow_family"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for name in ("a", "b"):
+        (package / f"{name}.py").write_text("import time\ntime.sleep(0.05)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    family = Registry("slow", "slow_family")
+    finished = []
+
+    def look():
+        family.methods()
+        finished.append(all(f"slow_family.{name}" in sys.modules for name in ("a", "b")))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert finished == [True] * 4

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -92,7 +93,8 @@ class Registry:
         self._methods: dict[str, type[Any]] = {}
         self._aliases: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(
         self,
@@ -135,7 +137,15 @@ class Registry:
         names the package.
         """
         if not self._loaded:
-            self._loaded = True
+            with self._lock:  # others wait, as they must not see a part of the methods
+                self._load()
+        return self._methods
+
+    def _load(self) -> None:
+        if self._loaded or self._loading:  # modules that are being imported may ask, too
+            return
+        self._loading = True
+        try:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
                 self._attempt(
@@ -145,7 +155,9 @@ class Registry:
 
             for entry in entry_points(group=self.package):
                 self._attempt(entry.name, entry.load)
-        return self._methods
+            self._loaded = True
+        finally:
+            self._loading = False
 
     def _attempt(self, name: str, load: Callable[[], object]) -> None:
         try:
