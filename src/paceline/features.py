@@ -62,7 +62,7 @@ SHARED = {
 # Systems that Paceline is to serve and does not yet.
 # fmt: off
 NOT_YET = (
-    14, 21, 41, 48, 56, 96, 102, 103, 115, 116, 120, 129, 133, 139, 183, 190,
+    14, 21, 41, 48, 56, 102, 103, 115, 116, 120, 129, 133, 139, 183, 190,
     204, 211, 214, 217, 228, 230, 231, 238, 239, 249, 257, 269, 274, 290, 293, 294,
     296, 297, 299, 332, 346, 417, 420, 428, 433, 437, 448,
     452, 464, 480, 482,
@@ -161,13 +161,13 @@ FEATURES = (
     ),
     Feature(
         "stop rules of draft models",
-        "Stop drafting by calibrated probabilities, or by a bandit (`stop=` of model drafters).",
+        "Stop drafting by calibrated probabilities, by a threshold that follows what was accepted, "
+        "or by a bandit (`stop=` of model drafters).",
         "src/paceline/drafters/draft_model/stop_rules.py",
         (442, 134, 111),
         {
             442: "the trained acceptance head; calibrated probabilities stand in for it",
             134: "a decoder layer as early-exit head; `head` with `exit_adapter` has an MLP there",
-            111: "streaming the target from storage, and the self-adjusting threshold",
         },
     ),
     Feature(
@@ -185,9 +185,10 @@ FEATURES = (
     ),
     Feature(
         "parallel drafting",
-        "Let the draft go on while the target verifies (`model:schedule=pearl`).",
+        "Let the draft go on while the target verifies, or streams from disk "
+        "(`model:schedule=pearl`).",
         "src/paceline/drafters/draft_model/parallel.py",
-        (52,),
+        (52, 111),
     ),
     Feature(
         "drafts with another tokenizer",

@@ -74,8 +74,9 @@ def drafting(**settings):
         ({"width": 1, "stop": "depth"}, 3, ()),
         ({"width": 3, "stop": "depth"}, 6, ()),
         ({"width": 4, "stop": "bandit"}, 9, (TopK(3),)),
+        ({"width": 2, "stop": "adaptive"}, 6, ()),
     ],
-    ids=["chain", "tree", "bandit and top-k"],
+    ids=["chain", "tree", "bandit and top-k", "adaptive"],
 )
 def test_the_law_is_that_of_plain_decoding(settings, budget, controls):
     engine, drafter = Toy(), drafting(**settings)

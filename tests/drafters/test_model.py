@@ -27,6 +27,7 @@ SETTINGS = (
     {"width": 1, "stop": "depth"},
     {"width": 9, "depth": 2, "threshold": 0.0},
     {"stop": "bandit", "rate": 0.5},
+    {"stop": "adaptive"},
     {"head": 5},
 )
 

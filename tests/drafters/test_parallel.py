@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline import LM
 from paceline.drafters.base import Target
 from paceline.drafters.draft_model.tree_growth import GrowingTree
+from paceline.drafters.model import Drafts
+from paceline.engines.follower import Follower
+from paceline.engines.native import NativeEngine
 from paceline.errors import MethodError, ModelError
 from paceline.models import load
 from paceline.registry import drafters
@@ -49,7 +53,7 @@ class Counting(ToyEngine):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("target", [ToyEngine, Patient])
-@pytest.mark.parametrize("chosen", [{}, {"head": 6}, {"wait": 3, "stop": "bandit"}], ids=str)
+@pytest.mark.parametrize("chosen", [{}, {"head": 6}, {"wait": 3, "stop": "adaptive"}], ids=str)
 def test_output_is_that_of_plain_decoding(temperature, target, chosen):
     drafter = drafting(schedule="pearl", **chosen)
     plain = drafters.parse("plain").build(Target(11))
@@ -249,6 +253,45 @@ def fixed():
 def test_wrong_settings_are_refused(spec, said):
     with pytest.raises(MethodError, match=said):
         drafters.parse(f"model:path=a,{spec}")
+
+
+def test_only_what_is_waited_for_takes_all_threads(monkeypatch):
+    """Beside the target the draft has one."""
+    seen, run_ = [], NativeEngine.forward
+
+    def forward(engine, *words, **more):
+        own = threading.current_thread() is threading.main_thread()
+        seen.append((own, engine.threads))
+        return run_(engine, *words, **more)
+
+    monkeypatch.setattr(NativeEngine, "forward", forward)
+    model = load(shared("models", "stories260K"))
+    engine = NativeEngine(model.config, model.weights, threads=3)
+    method = drafters.parse("model:path=toy,schedule=pearl,wait=3,threshold=0.0")
+    drafter = Drafts(method, 512, [Follower(engine)])
+    prompt = np.arange(1, 40, dtype=np.int32)
+    drafter.begin(request_at(0.0))
+    for end in (20, 39):
+        drafter.follow(prompt[:end])
+        drafter.propose(prompt[:end], 8)
+        wait()
+    drafter.release()
+    assert set(seen) == {(True, 3), (False, 1)}
+
+
+@pytest.mark.parametrize("schedule", ["serial", "pearl", "pearl,wait=3,stop=adaptive,depth=12"])
+def test_a_target_that_streams_writes_what_plain_decoding_does(schedule, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target, draft = shared("models", "bitstories-1M"), shared("models", "stories260K")
+    request = {"max_new_tokens": 60, "temperature": 0.7, "seed": 5, "ignore_eos": True}
+    with LM(target, drafter="plain", threads=2) as lm:
+        expected = lm.generate("One day, a dog", **request).tokens
+    spec = f"model:path={draft},schedule={schedule}"
+    with LM(target, drafter=spec, budget=12, threads=2, weights_memory="500KB") as lm:
+        assert lm.engine.streamed_bytes > 0
+        output = lm.generate("One day, a dog", **request)
+    assert output.tokens == expected
+    assert output.accepted["model"] > 0
 
 
 def test_other_tokens_and_the_rejection_walk_are_refused():

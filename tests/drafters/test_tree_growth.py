@@ -136,6 +136,32 @@ def test_the_bandit_goes_on_as_long_as_it_pays():
         twin.load({"bandit": np.array([1.0, -1.0])})
 
 
+def test_the_adaptive_threshold_follows_what_is_accepted():
+    rule = stop_rule("adaptive", 0.9)  # which is not its own
+    assert rule.more(1, 0.2)
+    assert not rule.more(1, 0.19)
+    rule.learn(8, 8)
+    assert rule.state()["threshold"].tolist() == [0.1]
+    rule.learn(8, 4)
+    assert rule.state()["threshold"] == pytest.approx(0.1 * 2**0.5)
+    twin = stop_rule("adaptive", 0.2)
+    twin.load(rule.state())
+    for _ in range(99):
+        rule.learn(3, 0)
+    assert not rule.more(1, 0.99)
+    for _ in range(99):
+        rule.learn(3, 3)
+    assert rule.more(1, 0.001)
+    rule.learn(0, 0)  # nothing was offered
+    assert rule.more(1, 0.001)
+    rule.reset()
+    assert rule.state()["threshold"].tolist() == [0.2]
+    assert twin.state()["threshold"] == pytest.approx(0.1 * 2**0.5)
+    for wrong in ({"threshold": np.array([1.5])}, {"threshold": np.array([0.0])}, {}):
+        with pytest.raises(MethodError, match="threshold"):
+            twin.load(wrong)
+
+
 def test_the_rule_called_depth_never_stops():
     assert stop_rule("depth", 0.2).more(5, 0.0)
     assert not stop_rule("confidence", 0.2).more(5, 0.1)

@@ -48,8 +48,9 @@ class DraftModel(DraftSettings):
     rows of the draft's head (FR-Spec): those of the trace that `paceline warm` made of the target
     or, failing that, of the draft, and of the requests so far. `schedule=pearl` lets the draft
     continue in a thread of its own while the target verifies (PEARL). That thread wants a core:
-    give the target one thread fewer than there are cores. Which drafts are ready in time then
-    differs from run to run, and so do the trees; the output does not.
+    give the target one thread fewer than there are cores, unless its weights stream from disk, when
+    cores wait for it (LLMCad). Which drafts are ready in time then differs from run to run, and so
+    do the trees; the output does not.
 
     A draft with another vocabulary reads the text up to the last word, must first propose that
     word, and its drafts are tokenised again; it cannot use the noise, and special tokens are lost.
@@ -58,7 +59,8 @@ class DraftModel(DraftSettings):
     rejection walk and of the tokens for `head`. Memory: the draft's weights and cache. Cost of a
     proposal: up to `depth` passes of the draft, each over all nodes so far; all of it is charged to
     drafting.
-    Good for: targets at least ten times larger than a draft of the same family.
+    Good for: targets at least ten times larger than a draft of the same family, and targets that
+    stream from disk.
 
     Based on Leviathan et al., arXiv 2211.17192; trees grow as in EAGLE-2, arXiv 2406.16858.
 
@@ -132,7 +134,7 @@ class DraftModel(DraftSettings):
         if self.schedule == "pearl":
             sides[Side.PARALLEL_DRAFTING] = "model:schedule=pearl"
         check(sides)
-        engines = [_open(model, target, self.format, self.schedule) for model in models]
+        engines = [open_like(target.engine, model, self.format) for model in models]
         return Drafts(
             self,
             target.vocab_size,
@@ -190,7 +192,11 @@ class Drafts(ModelDrafter):
         own = vocab_size if translation is None else followers[0].engine.config.vocab_size
         super().__init__(method, own, translation is None, frequent)
         self._trust, self._followers, self._translation = method.trust, followers, translation
-        self._pearl = ParallelDrafter(method.wait) if method.schedule == "pearl" else None
+        self._pearl = None
+        if method.schedule == "pearl":
+            engines = [each.engine for each in followers]
+            native = [each for each in engines if isinstance(each, NativeEngine)]
+            self._pearl = ParallelDrafter(method.wait, native)
         self.has_draft_probs = self.has_draft_probs and self._pearl is None
         self._rest = ""  # end of the text that drafts in other tokens must begin with
         self._known: tuple[bytes, tuple[Tokens, str]] | None = (
@@ -223,9 +229,11 @@ class Drafts(ModelDrafter):
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """See `Drafter`."""
+        own, _ = self._own(context)
         if self._pearl is not None:
             self._pearl.stop()
-        own, _ = self._own(context)
+            if any(follower.behind(own) for follower in self._followers):
+                self._pearl.take_threads()
         for follower in self._followers:
             follower.paced = max_tokens is not None
         return max(follower.follow(own, max_tokens) for follower in self._followers)
@@ -308,13 +316,6 @@ class Drafts(ModelDrafter):
         if self._known is None or self._known[0] != text:  # called a few times in each pass
             self._known = text, self._translation.into(context)
         return self._known[1]
-
-
-def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:
-    engine = open_like(target.engine, model, weight_format)
-    if schedule == "pearl" and isinstance(engine, NativeEngine):
-        engine.threads = 1  # the other threads run the target meanwhile
-    return engine
 
 
 def _translation(model: Model, target: Target) -> CrossTokenizer | None:

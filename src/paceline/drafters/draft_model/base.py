@@ -37,8 +37,9 @@ class DraftSettings(DraftMethod):
             it. Default 4: more passes hide behind one pass of the target than rows do.
         depth: most draft passes for a proposal, and so the depth of the deepest node. Default 8.
         stop: when drafting ends before that: `confidence` when the next pass is reached with too
-            small a probability (SpecDec++'s rule), `bandit` by Thompson sampling (EESD), `depth`
-            never. Default confidence.
+            small a probability (SpecDec++'s rule), `adaptive` at a probability that follows what
+            was accepted (LLMCad), `bandit` by Thompson sampling (EESD), `depth` never. Default
+            confidence.
         threshold: of `confidence`: smallest probability that the next pass is of use. Default 0.2:
             from there a draft pass that costs a tenth of the target's pays.
         rate: learning rate of the sharpness of draft probabilities, 0 to 1. Default 0.02: about 50

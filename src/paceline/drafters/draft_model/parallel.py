@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Event, Thread
 
 from paceline.core import Tokens
@@ -12,6 +13,7 @@ from paceline.drafters.draft_model.tree_growth import (
     Judge,
     Run,
 )
+from paceline.engines.native import NativeEngine
 from paceline.errors import MemoryFullError
 
 _AHEAD = 3  # times the budget: nodes that the tree may hold, those being verified included
@@ -28,12 +30,16 @@ class ParallelDrafter:
     Only one thread touches the tree and the draft model at a time: call `stop` before using
     anything that the passes use. A thread ends by itself after a bounded number of passes.
 
+    Beside the target the draft model runs on one thread; what is waited for takes all of them.
+
     Args:
         wait: most passes that a proposal waits for, counting one that has already run.
+        engines: run the draft model.
     """
 
-    def __init__(self, wait: int) -> None:
+    def __init__(self, wait: int, engines: Sequence[NativeEngine] = ()) -> None:
         self._wait = wait
+        self._engines = [(engine, engine.threads) for engine in engines]
         self._thread: Thread | None = None
         self._enough = Event()
         self._error: BaseException | None = None
@@ -61,6 +67,11 @@ class ParallelDrafter:
         self.stop()
         self._growing = None
 
+    def take_threads(self) -> None:
+        """Give the draft model all its threads until drafting goes on beside the target."""
+        for engine, threads in self._engines:
+            engine.threads = threads
+
     def grow(self, context: Tokens, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
         """Return the tree below `context[-1]` after at most `wait` passes, and continue drafting.
 
@@ -73,6 +84,7 @@ class ParallelDrafter:
         while frontier and passes < self._wait:
             if passes and not more(passes, growing.reach(frontier)):
                 break
+            self.take_threads()
             growing.step(frontier, run, judge)
             passes += 1
             frontier = growing.frontier(budget, width, levels)
@@ -94,6 +106,8 @@ class ParallelDrafter:
                 self._error = error
 
         self._enough.clear()
+        for engine, _ in self._engines:
+            engine.threads = 1
         self._thread = Thread(target=continue_drafting, name="paceline-pearl")
         self._thread.start()
         return growth

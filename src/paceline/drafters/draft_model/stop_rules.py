@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from paceline.core import State
 from paceline.drafters.state import checked
 
-NAMES = ("confidence", "bandit", "depth")
+NAMES = ("confidence", "adaptive", "bandit", "depth")
+_FIRST = 0.2  # threshold that `adaptive` begins with, the default of `confidence`
+_LEAST = 2.0**-10  # that it falls to
 
 
 class StopRule(Protocol):
@@ -73,6 +75,44 @@ class Confidence:
         """See `StopRule`."""
 
 
+class Adaptive(Confidence):
+    """Stops as `Confidence` does, at a threshold that follows what is accepted.
+
+    It halves when the target accepts all draft levels, and grows by a factor of two to the power of
+    the rejected share otherwise. Based on Xu et al., LLMCad, arXiv 2309.04255 (catalogue 111), its
+    self-adjusting fallback, with the probability of reaching the next nodes for that of a chain.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_FIRST)
+
+    def learn(self, offered: int, accepted: int) -> None:
+        """See `StopRule`."""
+        if offered:
+            rejected = (offered - accepted) / offered
+            factor = 2.0**rejected if rejected else 0.5
+            self._threshold = min(max(self._threshold * factor, _LEAST), 1.0)
+
+    def state(self) -> State:
+        """See `StopRule`."""
+        return {"threshold": np.array([self._threshold])}
+
+    def load(self, state: State) -> None:
+        """See `StopRule`.
+
+        Raises:
+            MethodError: it is not such a state.
+        """
+        own = {"threshold": state["threshold"]} if "threshold" in state else {}
+        limits = {"threshold": (_LEAST, 1.0)}
+        checked("a draft model with stop=adaptive", own, self.state(), limits)
+        self._threshold = float(own["threshold"][0])
+
+    def reset(self) -> None:
+        """See `StopRule`."""
+        self._threshold = _FIRST
+
+
 class Bandit(Confidence):
     """Thompson sampling, as in EESD (arXiv 2406.03853).
 
@@ -123,4 +163,6 @@ def stop_rule(name: str, threshold: float) -> StopRule:
     """Return the rule of that name; `depth` stops at the deepest level only."""
     if name == "bandit":
         return Bandit()
+    if name == "adaptive":
+        return Adaptive()
     return Confidence(threshold if name == "confidence" else 0.0)
