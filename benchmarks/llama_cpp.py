@@ -31,6 +31,7 @@ BUILDS = {  # package -> its library, best first
     "llama-cpp-python": "llama_cpp/lib/libllama.*",
     "xllamacpp": "xllamacpp/xllamacpp*.so",
 }
+_FLAGS = 72  # where the flags of a model's settings lie; the third allows other packings
 _LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 _silent = _LogCallback(lambda level, text, data: None)
 
@@ -131,6 +132,19 @@ class Library:
         known = {"AVX512_VNNI": "avx512vnni", "AVX512": "avx512", "AVX2": "avx2", "NEON": "neon"}
         return next((ours for flag, ours in known.items() if f" {flag} = 1" in flags), "portable")
 
+    def model_params(self, repack: bool) -> _ModelParams:
+        """Return the library's default settings, or those that leave weights as they are stored."""
+        params: _ModelParams = self.c.llama_model_default_params()
+        flags = params.opaque[_FLAGS : _FLAGS + 6]
+        if not repack and flags != [0, 0, 1, 0, 0, 0]:
+            raise SystemExit(
+                f"{self.build} has other model settings than known here: its flags are {flags}, "
+                "expected the third alone to be set"
+            )
+        if not repack:
+            params.opaque[_FLAGS + 2] = 0
+        return params
+
     def context_params(self) -> _ContextParams:
         """Return the library's default settings, after checking where their first fields lie."""
         params: _ContextParams = self.c.llama_context_default_params()
@@ -151,12 +165,15 @@ class LlamaCpp:
         path: a GGUF file.
         context: positions of the cache.
         threads: for single tokens and batches alike.
+        repack: let it pack weights anew, into memory of its own, for faster kernels.
     """
 
-    def __init__(self, library: Library, path: Path, context: int, threads: int) -> None:
+    def __init__(
+        self, library: Library, path: Path, context: int, threads: int, repack: bool = True
+    ) -> None:
         self._c = library.c
         self._model = self._c.llama_model_load_from_file(
-            str(path).encode(), self._c.llama_model_default_params()
+            str(path).encode(), library.model_params(repack)
         )
         if not self._model:
             raise SystemExit(f"llama.cpp cannot load {path}")

@@ -7,7 +7,10 @@ Every arm runs in a process of its own, cold: plain decoding (a budget of 0) and
 all weights in memory, without a limit, whose tokens the others must equal. `--limit` is a hard one:
 RLIMIT_DATA of the process, memory for Python, weights, keys and values and all else that is not a
 mapped file; the largest resident memory, mapped files included, is printed beside it. `--batch N`
-runs N prompts in one batch, too, and compares the tokens a second with one at a time.
+runs N prompts in one batch, too, and compares the tokens a second with one at a time. `--drafters`
+adds streamed arms with other drafters. `--peer` adds llama.cpp on a memory map of the same file,
+see `streaming_peer.py`: once all of it is dropped before each pass, once all but its first
+`--weights-memory` bytes; its tokens need not be the same, as its kernels round otherwise.
 
 The floor is the time to read the streamed layers once a token, at the speed of direct reads of
 4 MiB, two at a time, measured on a file of the same folder before each arm.
@@ -27,6 +30,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from streaming_peer import run_mapped
+
 from paceline import LM
 from paceline.byte_sizes import Size
 from paceline.cache_dir import cache_folder
@@ -41,6 +46,8 @@ LEAN = {
     "MALLOC_MMAP_THRESHOLD_": "262144",
 }
 ARMS = {"streamed, plain": (0, True), "streamed, default": ("auto", True), "whole": (0, False)}
+DRAFTER = "streamed, "  # and the drafter of an arm of `--drafters`
+PEERS = ("llama.cpp, all dropped", "llama.cpp, some kept")
 
 
 def read_speed(megabytes: int) -> float:
@@ -87,15 +94,22 @@ def read_texts(path: Path) -> list[str]:
 
 def run_arm(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Generate all texts in this process; see the module's docstring."""
-    budget, streamed = ARMS[arm]
+    texts = read_texts(asked.prompts)[asked.skip :][: asked.count]
+    if arm in PEERS:
+        keep = 0 if arm == PEERS[0] else int(Size.parse(asked.weights_memory))
+        return run_mapped(asked, texts, keep)
+    budget, streamed = ARMS.get(arm, ("auto", True))
+    drafter = None if arm in ARMS else arm.removeprefix(DRAFTER)
     speed = read_speed(asked.megabytes) if streamed else None
     if streamed and asked.limit:
         limit = int(Size.parse(asked.limit))
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    prompts = read_texts(asked.prompts)[asked.skip :][: asked.count]
     start = perf_counter()
     memory = asked.weights_memory if streamed else None
-    with LM(asked.model, budget=budget, weights_memory=memory, threads=asked.threads) as lm:
+    options: dict[str, Any] = {"drafter": drafter} if drafter else {}
+    with LM(
+        asked.model, budget=budget, weights_memory=memory, threads=asked.threads, **options
+    ) as lm:
         load = perf_counter() - start
         outputs = [
             lm.generate(
@@ -103,7 +117,7 @@ def run_arm(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
                 max_new_tokens=asked.tokens,
                 temperature=0,
             )
-            for each in prompts
+            for each in texts
         ]
         seconds = [each.seconds for each in outputs]
         result: dict[str, Any] = {
@@ -116,7 +130,7 @@ def run_arm(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
             "read_speed": speed,
         }
         if streamed and asked.batch:
-            result["batch"] = _batch(lm, asked, prompts)
+            result["batch"] = _batch(lm, asked, texts)
         report = getattr(lm.budget, "report", None)
         result["governor"] = report() if report else None
         result["peak"] = peak_bytes()
@@ -146,6 +160,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256, help="of the file for the read speed")
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--drafters", nargs="+", default=[], metavar="SPEC")
+    parser.add_argument("--peer", action="store_true", help="llama.cpp, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -155,7 +171,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     print("| arm | load s | tokens/s | prefill s | passes | tokens/pass | floor | peak MB |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for arm in asked.arms:
+    arms = [*asked.arms, *(DRAFTER + each for each in asked.drafters)]
+    for arm in [*arms, *(PEERS if asked.peer else ())]:
         words = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
         done = subprocess.run(words, capture_output=True, text=True, env=os.environ | LEAN)
         if done.returncode:
@@ -180,6 +197,11 @@ def _row(arm: str, result: dict[str, Any]) -> str:
 
 
 def _compare(results: dict[str, dict[str, Any]]) -> None:
+    for arm in PEERS:
+        if arm in results:
+            read = results[arm]["streamed_bytes"] / 1e6
+            print(f"{arm}: a pass reads {read:.0f} MB.")
+    results = {arm: result for arm, result in results.items() if arm not in PEERS}
     tokens = {arm: result["tokens"] for arm, result in results.items()}
     if any(each != next(iter(tokens.values())) for each in tokens.values()):
         raise SystemExit("the arms differ in their tokens")

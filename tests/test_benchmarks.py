@@ -46,7 +46,7 @@ SMOKE = {
     "prefill_apart.py": SMALL + " --length 150 --rounds 1 --memory 100000000 --kv-format fp32",
     "streaming.py": SMALL
     + " --weights-memory 600KB --limit 2GB --prompts {models}/../data/spec-bench/question.jsonl"
-    + " --count 1 --tokens 4 --megabytes 4 --batch 2",
+    + " --count 1 --tokens 4 --megabytes 4 --batch 2 --drafters lookup",
     "heads.py": SMALL + " --formats int8 --sizes 8",
     "guided.py": SMALL + " --count 1 --rounds 1 --budget 4",
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",
@@ -54,6 +54,9 @@ SMOKE = {
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "first_token.py": SMALL + " --sizes 20 --rounds 3",
     "drafting.py": SMALL + " --requests 1 --passes 4",
+    "long_prompts.py": SMALL
+    + " --texts {models}/../text/peps.jsonl.xz --length 60 --count 1 --new 6"
+    + " --drafters plain retrieved_context:sinks=1,chunk=8,pieces=2,tail=8,least=1.0",
     "long_context.py": SMALL + " --context 384 --contexts 1 --kinds copy --once --cache {cache}",
     "endless_dialogue.py": SMALL + " --tokens 1300 --rows 256 --chunk 64 --far 64 --host-blocks 4",
     "lossless.py": SMALL + " --rounds 1 --threads 1 --pruned 0.5",

@@ -54,6 +54,7 @@ class Claim:
 # Systems that several methods serve together, and how they divide it.
 SHARED = {
     393: "recover trains what structures left, perp what a pruner left, whose zeros stay",
+    111: "stop rules hold its fallback, parallel drafting goes on drafting beside the disk",
     253: "narrow removes structures in the order of their costs, ziplm searches sizes by times",
     30: "letters holds the filters on spelling, sounds those on pronunciation",
     418: "exponential and inverse are the paper's two schemes",
@@ -115,6 +116,14 @@ FEATURES = (
         "coded, chunks decode in parallel when they are loaded (`paceline convert --lossless`).",
         "src/paceline/models/tensors/packed_floats.py",
         (109,),
+    ),
+    Feature(
+        "weights from disk",
+        "Read layers that do not fit into memory from disk while a pass computes those before, "
+        "once for a whole batch and all nodes of its trees (`--weights-memory`).",
+        "native/engine/weight_stream.cpp",
+        (96,),
+        {96: "keys, values and activations on disk; the cache in 4 bits"},
     ),
     Feature(
         "bitmaps of sparse weights",

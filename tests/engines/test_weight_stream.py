@@ -1,7 +1,9 @@
 """Layers that stream from disk: the same logits, within the budget, and clean ends of failures."""
 
+import itertools
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from paceline.engines.view import View
 from paceline.engines.wrapper import EngineWrapper
 from paceline.errors import ModelError, RequestError
 from paceline.models import load
+from paceline.models.tensors import Dense
 from tests.conftest import shared
 from tests.tiny import MODELS, save
 
@@ -254,3 +257,65 @@ def test_generation_is_the_same_with_trees_that_the_cost_allows(model, tmp_path)
     cost = known_cost(streamed(model), tmp_path)
     assert cost.nodes[0] == 1
     assert len(list(tmp_path.glob("cost-*"))) == 1
+
+
+def narrowed(model, sizes):
+    """The model with MLPs of so many channels, those of every layer."""
+    layers = [
+        replace(own, intermediate=size)
+        for own, size in zip(model.config.layers, sizes, strict=True)
+    ]
+    weights = {name: model.weights[name] for name in model.weights}
+    for index, size in enumerate(sizes):
+        for name in ("gate", "up", "down"):
+            key = f"layers.{index}.{name}"
+            dense = weights[key].dense()
+            part = dense[:, :size] if name == "down" else dense[:size]
+            weights[key] = Dense(np.ascontiguousarray(part), "F32")
+    return replace(model.config, layers=tuple(layers)), weights
+
+
+def fewest_streamed(sizes, room):
+    """FlexGen's linear program in whole layers, over all placements.
+
+    A layer x is in memory or on disk; the time that a pass waits for the disk is the sum of those
+    there over its speed, whatever the order; those in memory must fit in the room that the two
+    slots and what is no layer leave.
+    """
+    whole, best = sum(sizes), 0
+    for kept in itertools.product((0, 1), repeat=len(sizes)):
+        held = sum(itertools.compress(sizes, kept))
+        best = max(best, held if held <= room else 0)
+    return whole - best
+
+
+def least_budget(config, weights):
+    with pytest.raises(ModelError, match="expected at least") as caught:
+        NativeEngine(config, weights, weights_memory=1, format="fp32")
+    return int(str(caught.value).split("at least ")[1].split(":")[0])
+
+
+def streamed_bytes(model, widths, more=0):
+    """Bytes that a pass reads where `more` bytes are left to keep layers in memory."""
+    config, weights = narrowed(model, widths)
+    budget = least_budget(config, weights) + more
+    return NativeEngine(config, weights, weights_memory=budget, format="fp32").streamed_bytes
+
+
+@pytest.mark.parametrize("widths", [(172,) * 5, (172, 40, 172, 88, 40), (40, 172, 88, 172, 172)])
+def test_the_placement_is_that_of_the_linear_program(model, widths):
+    """In whole layers where all are of one size, and within one layer of it where they are not."""
+    layers = len(widths)
+    by_width = {each: streamed_bytes(model, (each,) * layers) // layers for each in set(widths)}
+    sizes = [by_width[each] for each in widths]
+    assert streamed_bytes(model, widths) == sum(sizes)
+    slots = 2 * max(sizes)
+    for share in np.linspace(0, 1, 9):
+        room = int(share * sum(sizes))
+        found, best = streamed_bytes(model, widths, room), fewest_streamed(sizes, room)
+        if room + slots >= sum(sizes):  # then nothing needs a slot
+            assert found == 0
+        elif len(by_width) == 1:
+            assert found == best
+        else:
+            assert best <= found < sum(sizes) - room + max(sizes)
