@@ -32,7 +32,7 @@ from paceline.models.export.gguf_types import parse_gguf_format
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compression.frontier import add_settings, key_of, print_table, row, score
+from compression.frontier import add_settings, is_known, key_of, print_table, row, score, speed
 from llama_cpp import Library
 
 from paceline.measuring.quality import paired
@@ -160,7 +160,8 @@ def judge(
             quantizer.run(source, out, kind, importance)
             size = stored_size(load(out))
             loss = paired(score(out, asked.windows), whole)
-            yield kind, row(size.bits_per_weight, size.total, loss)
+            fast = speed(out) if asked.speed else None
+            yield kind, row(size.bits_per_weight, size.total, loss, fast)
             if asked.keep:
                 out.replace(Path(asked.keep) / f"{base.name}-{kind.lower()}.gguf")
 
@@ -178,7 +179,7 @@ def main() -> None:
     names = {kind: _title(kind, asked) for kind in asked.types or DEFAULT}
     for base in asked.bases:
         keys = {kind: key_of(base, name, asked) for kind, name in names.items()}
-        new = [kind for kind, key in keys.items() if key not in known]
+        new = [kind for kind, key in keys.items() if not is_known(known, key, asked)]
         for kind, found in judge(base, new, asked) if new else ():
             known[keys[kind]] = found
             if asked.cache:

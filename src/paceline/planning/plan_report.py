@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 
+from paceline.measuring.report.frame import frame
 from paceline.measuring.report.html import number
 from paceline.measuring.report.svg import Plot, clean, even
 from paceline.planning.plan_document import notes, prediction_errors
 from paceline.planning.plan_search import Candidate
 from paceline.planning.planner import PlanResult
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MARKS = 400  # dots of a plot
 
 
@@ -27,16 +26,7 @@ def plan_page(result: PlanResult) -> str:
 
 def report_page(name: str, facts: str, sections: Sequence[str]) -> str:
     """Return a page about a model: its name, a line of facts, and sections of HTML."""
-    style = files("paceline.measuring.report").joinpath("page.css").read_text(encoding="utf-8")
-    head = f"<header><h1>{clean(name)}</h1><p>{clean(facts)}</p></header>"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>Paceline plan: {clean(name)}</title><style>{style}</style></head>"
-        f"<body><main>{head}{''.join(sections)}</main></body></html>\n"
-    )
+    return frame(f"Paceline plan: {name}", name, facts, sections)
 
 
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:

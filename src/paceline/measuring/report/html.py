@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from importlib.resources import files
 
 from paceline.measuring.report import plots
 from paceline.measuring.report.document import Document
+from paceline.measuring.report.frame import frame
 from paceline.measuring.report.plots import Colours
 from paceline.measuring.report.svg import clean
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _PARTS = ("draft", "guide", "forward", "walk")
 _MARKS, _BARS = 24, 12  # arms in one plot; of more, only the chosen ones
 
@@ -19,21 +18,13 @@ _MARKS, _BARS = 24, 12  # arms in one plot; of more, only the chosen ones
 def page(document: Document) -> str:
     """Return the page of what `paceline bench --json` prints; every number is the document's."""
     arms, colours = plots.chosen(document), Colours(document)
-    style = files("paceline.measuring.report").joinpath("page.css").read_text(encoding="utf-8")
     model = document["model"]["path"].rstrip("/").rpartition("/")[2]
-    sections = [_head(document, model), *_summary(document, arms, colours)]
+    sections = [*_summary(document, arms, colours)]
     if arms:
         sections += [f'<div class="cards">{"".join(_cards(document, arms, colours))}</div>']
         sections += [*_traces(document, colours)]
     sections += [_table(document), _conditions(document)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>Paceline bench: {clean(model)}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return frame(f"Paceline bench: {model}", model, _facts(document), sections)
 
 
 def number(value: float | None, form: str) -> str:
@@ -43,20 +34,19 @@ def number(value: float | None, form: str) -> str:
     return f'<data value="{value!r}">{format(value, form)}</data>'
 
 
-def _head(document: Document, model: str) -> str:
+def _facts(document: Document) -> str:
     settings, engine = document["settings"], document["engine"]
     what = settings["suite"] or settings["file"].rpartition("/")[2]
     temperature = settings["temperature"]
     drawn = f"temperature {temperature:g}" if temperature else "greedy"
     threads = f", {engine['threads']} threads" if engine["threads"] else ""
-    facts = (
+    return (
         f"{settings['turns']} prompts of {what}, {settings['max_new_tokens']} new tokens each, "
         f"{drawn}, {settings['repeat']} rounds. {document['machine']['processor']}, "
         f"{engine['name']} engine, {engine['format']}{threads}. "
         f"Paceline {document['versions']['paceline']}, "
         f"commit {document['versions']['commit'] or '–'}."
     )
-    return f"<header><h1>{clean(model)}</h1><p>{clean(facts)}</p></header>"
 
 
 def _summary(document: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
