@@ -5,11 +5,13 @@
 
 The layers of a model become integers in memory, rounded to nearest with an fp16 scale for each
 group; a form is BITS:GROUP, with `:zero` for zero points, `:pairs` where two of every four are
-not zero, `:half` where any half of a row is not. Without a file they are random, at a shape of
-`step.py`; with `--random` they are so at the shape of the file, which takes less time.
-The head becomes integers, too, in groups of 32, where `--head-bits` says how many. Forms take
-turns, and times are medians behind 64 cached tokens; the gain is that of a pass over one token
-against the first form.
+not zero, `:half` where any half of a row is not, `:steps` where scales are whole numbers of six
+bits, `:steps_zero` for both, `:levels` for such scales and a table of levels, `:table` for a table
+of numbers for each row and no scales, `:eora` for a product of rank 32 beside it, in 8 bits.
+Without a file they are random, at a shape of `step.py`; with `--random` they are so at the shape
+of the file, which takes less time. The head becomes integers, too, in groups of 32, where
+`--head-bits` says how many. Forms take turns, and times are medians behind 64 cached tokens; the
+gain is that of a pass over one token against the first form.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from paceline.core import Floats, TokenTree
 from paceline.engines.native import NativeEngine
 from paceline.models import load
 from paceline.models.config import ModelConfig
-from paceline.models.tensors import Grouped, Linear
+from paceline.models.tensors import Codebook, Grouped, Linear, LowRank, Sum, TwoGrained
+
+SPARSE = ("pairs", "half")
+KINDS = ("", "zero", *SPARSE, "steps", "steps_zero", "levels", "table", "eora")
+STEP_BITS, RANK = 6, 32
 
 
 def rounded(values: Floats, bits: int, group: int, zero: bool) -> Grouped:
@@ -79,6 +85,40 @@ def pruned(matrix: Grouped, kind: str, at_random: bool) -> Grouped:
     return replace(matrix, codes=kept.reshape(rows, columns))
 
 
+def two_grained(matrix: Grouped, levels: bool) -> TwoGrained:
+    """Return a matrix whose scales are whole numbers of six bits times a number for each row."""
+    most = (1 << STEP_BITS) - 1
+    units = (matrix.scales.max(1) / most).astype(np.float16).astype(np.float32)
+    steps = np.rint(matrix.scales / np.where(units > 0, units, 1)[:, None]).clip(0, most)
+    zeros = None if matrix.zeros is None else matrix.zeros.astype(np.uint8)
+    table = np.linspace(-127, 127, 1 << matrix.bits).astype(np.int8) if levels else None
+    parts = (matrix.codes, matrix.group, steps.astype(np.uint8), STEP_BITS, units)
+    return TwoGrained(matrix.bits, *parts, zeros, table)
+
+
+def tabled(matrix: Grouped) -> Codebook:
+    """Return the codes of a matrix with a table of numbers for each row."""
+    rows = len(matrix.codes)
+    entries = np.linspace(-1, 1, 1 << matrix.bits).astype(np.float16).astype(np.float32)
+    tables = np.ascontiguousarray(np.broadcast_to(entries[:, None], (1, rows, len(entries), 1)))
+    return Codebook(matrix.codes.astype(np.uint16)[..., None], tables, float_type="F16")
+
+
+def stored(matrix: Grouped, kind: str, at_random: bool) -> Linear:
+    """Return a matrix in the form that a kind names; see the top of this file."""
+    if kind in SPARSE:
+        return pruned(matrix, kind, at_random)
+    if kind == "table":
+        return tabled(matrix)
+    if kind == "eora":
+        rows, inputs = matrix.shape
+        left, right = drawn((rows, RANK), 8, 32, False), drawn((RANK, inputs), 8, 32, False)
+        return Sum((matrix, LowRank(left, right)))
+    if kind in ("steps", "steps_zero", "levels"):
+        return two_grained(matrix, kind == "levels")
+    return matrix
+
+
 class AsIntegers(Mapping[str, Linear | Floats]):
     """The weights of a model with the matrices of its layers as integers, made when asked for."""
 
@@ -86,8 +126,10 @@ class AsIntegers(Mapping[str, Linear | Floats]):
         self, weights: Mapping[str, Linear | Floats], form: str, head_bits: int, random: bool
     ) -> None:
         bits, group, *kind = form.split(":")
-        self._form = int(bits), int(group), kind == ["zero"]
-        self._kind = kind[0] if kind and kind != ["zero"] else ""
+        self._kind = kind[0] if kind else ""
+        if self._kind not in KINDS:
+            raise SystemExit(f"unknown kind {self._kind!r}; choose one of {', '.join(KINDS[1:])}")
+        self._form = int(bits), int(group), self._kind in ("zero", "steps_zero")
         self._weights, self._head_bits, self._random = weights, head_bits, random
 
     def __getitem__(self, name: str) -> Linear | Floats:
@@ -102,7 +144,7 @@ class AsIntegers(Mapping[str, Linear | Floats]):
             matrix = drawn((rows, columns), *form)
         else:
             matrix = rounded(np.asarray(weight, np.float32), *form)
-        return pruned(matrix, kind, self._random) if kind else matrix
+        return stored(matrix, kind, self._random)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

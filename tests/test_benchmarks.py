@@ -30,7 +30,8 @@ SMOKE = {
     "shapes.py": "--shape tiny --contexts 16 --rounds 1 --threads 1",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "exits.py": SMALL + " --text {words} --windows 2 --length 8 --exits calm skip_decode",
-    "grouped.py": "--shape tiny --forms 3:32 4:64:zero 8:64:pairs 8:32:half --sizes 1 4 --rounds 1"
+    "grouped.py": "--shape tiny --sizes 1 4 --rounds 1 --forms 3:32 4:64:zero 8:64:pairs 8:32:half"
+    " 4:32:steps 4:32:steps_zero 4:32:levels 3:16:levels 5:32:table 3:32:eora"
     " --head-bits 6",
     "lookup.py": "--bits 2 3 --groups 32 --inputs 128 --megabytes 1 --rounds 1 --threads 1",
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.compression import feedback, frontier, plot
+from benchmarks.compression import feedback, frontier, kills, plot
 from benchmarks.compression.base import write_base
 
 from paceline.engines.reference import ReferenceEngine
@@ -119,3 +119,26 @@ def test_the_plot_refuses_what_is_no_cache(tmp_path, monkeypatch, content):
         cache.write_text(content)
     with pytest.raises(SystemExit, match=r"known\.json (is no cache of frontier\.py|holds no)"):
         plot.read(cache)
+
+
+def test_a_compression_that_is_killed_goes_on_in_processes_of_its_own(monkeypatch, capsys):
+    model = shared("models", "stories260K")
+    words = ["kills", model, "--recipe", "rtn:bits=3,group=32+eora:rank=2", "--kills", "1"]
+    words += ["--rows", "2", "--length", "16", "--threads", "1", "--calibration", __file__]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    kills.main()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 + 1 + 2
+    assert said[-1].startswith("1 kills; ")
+
+
+def test_a_folder_that_differs_after_a_kill_is_told(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_bytes(b"1")
+    (tmp_path / "out" / "card.md").write_bytes(b"times")
+    kills.check(tmp_path / "out", {"a": b"1"})
+    with pytest.raises(SystemExit, match="differs from a whole run in a, b"):
+        kills.check(tmp_path / "out", {"a": b"2", "b": b""})
+    (tmp_path / ".out.partial").mkdir()
+    with pytest.raises(SystemExit, match="was left behind"):
+        kills.check(tmp_path / "out", {"a": b"1"})

@@ -111,7 +111,7 @@ def test_every_bit_is_that_of_plain_decoding(data) -> None:
     check_every_bit(engine, random, data)
 
 
-@pytest.mark.parametrize("name", ["table3", "table6", "fine2", "fine3_fp16", "fine4"])
+@pytest.mark.parametrize("name", ["table3", "table6", "table8", "fine2", "fine3_fp16", "fine4"])
 def test_instruction_sets_agree_in_every_bit_where_sums_are_fused(name: str) -> None:
     ids = np.arange(40, dtype=np.int32) % 30
     engines = [open_rows(config(288, 96), lambda: (name, 8), isa=isa) for isa in ISAS]
@@ -125,11 +125,11 @@ def test_instruction_sets_agree_in_every_bit_where_sums_are_fused(name: str) -> 
 
 def test_each_width_of_nested_codes_is_held_in_its_own_bits() -> None:
     random = np.random.default_rng(0)
-    planes = random.integers(0, 256, (7, 256, 24)).astype(np.uint8)
-    tables = tuple(random.standard_normal((256, 1 << w)).astype(np.float16) for w in range(3, 8))
-    losses = np.linspace(1, 0.1, 5, dtype=np.float32)
+    planes = random.integers(0, 256, (8, 256, 24)).astype(np.uint8)
+    tables = tuple(random.standard_normal((256, 1 << w)).astype(np.float16) for w in range(3, 9))
+    losses = np.linspace(1, 0.1, 6, dtype=np.float32)
     whole = NestedCodes(planes, tables, 192, losses)
-    for count, width in enumerate((3, 4, 5, 6), 1):
+    for count, width in enumerate(range(3, 9), 1):
         matrix = whole.first(count)
         rows = Rows.of(matrix)
         assert rows is not None
@@ -139,8 +139,7 @@ def test_each_width_of_nested_codes_is_held_in_its_own_bits() -> None:
         model.set_format("layers.0.up", rows.format)
         with pytest.raises(ValueError, match="bytes a row, expected"):
             model.load_blocks("layers.0.up", rows.data[:, :-1].copy(), 192)
-    assert Rows.of(whole) is None
-    assert expands(whole)
+        assert not expands(matrix)
 
 
 def test_what_no_format_of_rows_holds_is_left_to_others() -> None:
@@ -150,6 +149,9 @@ def test_what_no_format_of_rows_holds_is_left_to_others() -> None:
         random.standard_normal((1, 1, 16, 1)).astype(np.float32),
     )
     assert Rows.of(odd) is None
+    many = random.standard_normal((1, 1, 257, 1)).astype(np.float16).astype(np.float32)
+    assert Rows.of(Codebook(odd.codes, many)) is None
+    assert expands(Codebook(odd.codes, many))
     pairs = Codebook(odd.codes, random.standard_normal((1, 1, 16, 2)).astype(np.float32))
     assert Rows.of(pairs) is None
     fine = drawn(random, "fine4_fp16", 8, 32, 16)

@@ -25,13 +25,16 @@ bool is_sparse(const std::string& name) {
     return name.starts_with("pairs") || name.starts_with("bitmap");
 }
 
-// Random bytes as rows whose numbers in half precision are small.
+// Random codes in rows, behind random bytes whose numbers in half precision are small.
 void load_rows(const FormatKernels& format, size_t rows, size_t inputs, size_t group, Random& random,
                uint8_t* to) {
     const size_t bytes = format.panel_bytes(inputs, group) / kPanel;
+    const std::string name = format.name;
+    const auto bits = static_cast<size_t>(name[name.find_first_of("2345678")] - '0');
+    const size_t header = bytes - (inputs + 63) / 64 * 8 * bits;
     std::vector<uint8_t> stored(rows * bytes);
     for (size_t i = 0; i < stored.size(); ++i)  // whatever lies there: exponents stay below half
-        stored[i] = static_cast<uint8_t>(random.bits() & 0xbb);
+        stored[i] = static_cast<uint8_t>(random.bits() & (i % bytes < header ? 0xbb : 0xff));
     format.load_blocks(stored.data(), bytes, rows, inputs, to);
 }
 

@@ -78,16 +78,16 @@ struct FineGroups : FourActivations {
         return Fp16::from(half);
     }
 
-    // Scales of groups first .. first + kChunkScales - 1; zero behind the last one.
-    static void read_scales(const uint8_t* row, size_t first, size_t groups, float* to) {
-        const size_t count = groups - first < kChunkScales ? groups - first : kChunkScales;
+    // Scales of groups first .. first + count - 1 and of up to kPanel others; zero behind the last of
+    // all. Sixteen are read at a time; behind the last one are the codes of the row.
+    static void read_scales(const uint8_t* row, size_t first, size_t count, size_t groups,
+                            float* to) {
         const uint8_t* from = row + kScalesAt + first * kScaleBytes1;
         const Reg number = number_of(row) - Reg{};
-        for (size_t i = 0; i < kChunkScales + kPanel; i += kPanel)
+        const size_t real = groups - first < count ? groups - first : count;
+        for (size_t i = 0; i < real; i += kPanel)
             for (int part = 0; part < kParts; ++part) {
-                if (i >= count) {
-                    store_part(to + i, part, Reg{});
-                } else if constexpr (kHalves) {
+                if constexpr (kHalves) {
                     store_part(to + i, part, Fp16::part(from + 2 * i, part) * number);
                 } else {
                     const Reg steps =
@@ -95,20 +95,20 @@ struct FineGroups : FourActivations {
                     store_part(to + i, part, Fp16::rounded(steps * number));
                 }
             }
-        for (size_t i = count; i < kChunkScales + kPanel; ++i) to[i] = 0.0f;
+        for (size_t i = real; i < count + kPanel; ++i) to[i] = 0.0f;
     }
 
     // The scales of a unit's sixteen sums, from those of its groups.
-    struct Spread {
+    struct Plan {
         size_t fours;  // of a group
         Int place[kParts];
-        explicit Spread(size_t group) : fours(group / 4) {
+        explicit Plan(const Product& job) : fours(job.group / 4) {
             alignas(64) int32_t places[kFours];
             for (size_t i = 0; i < kFours; ++i) places[i] = static_cast<int32_t>(i / fours);
             for (int i = 0; i < kParts; ++i) place[i] = (Int)load_part((const float*)places, i);
         }
         size_t groups() const { return kFours / fours; }
-        __attribute__((always_inline)) Reg operator()(const float* scales, int part) const {
+        __attribute__((always_inline)) Reg spread(const float* scales, int part) const {
             if (fours == 1) return load_part(scales, part);
 #if defined(__AVX512F__)
             return (Reg)_mm512_maskz_permutexvar_ps(-1, (__m512i)place[part],
@@ -123,40 +123,46 @@ struct FineGroups : FourActivations {
         }
     };
 
-    // Levels in all sixteens of a register.
+    // Levels at the beginning of each sixteen of a register; others are never named.
     static Int read_levels(const uint8_t* row) {
-        alignas(64) uint8_t levels[kBytes];
-        for (int i = 0; i < kBytes; ++i)
-            levels[i] = row[2 + static_cast<size_t>(i) % kLevels];
-        return (Int)load_part((const float*)levels, 0);
+#if defined(__AVX512F__)
+        return (Int)_mm512_maskz_broadcast_i32x4(-1, _mm_loadu_si128((const __m128i*)(row + 2)));
+#elif defined(__AVX2__)
+        return (Int)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(row + 2)));
+#else
+        return (Int)load_part((const float*)(row + 2), 0);
+#endif
     }
 
-    static void multiply_row(const Product& job, const uint8_t* row, float* out) {
+    static void multiply_row(const Product& job, const Plan& plan, const uint8_t* row, float* out) {
         const int32_t* x = words(job.x, job.n);
         const size_t stride = units_of(job.inputs) * kUnitWords;
         in_tiles<kTogether>(job.n, [&](auto t, size_t token) {
-            add_row<decltype(t)::value>(job, row, x + token * stride, stride, out + token * kPanel);
+            add_row<decltype(t)::value>(job, plan, row, x + token * stride, stride,
+                                        out + token * kPanel);
         });
     }
 
     template <int T>
-    static void add_row(const Product& job, const uint8_t* row, const int32_t* x, size_t stride,
-                        float* out) {
+    static void add_row(const Product& job, const Plan& plan, const uint8_t* row, const int32_t* x,
+                        size_t stride, float* out) {
         alignas(64) float scales[kChunkScales + kPanel];
-        const Spread spread(job.group);
         const Int levels = read_levels(row);
         const uint8_t* codes = row + header(job.inputs, job.group);
         const size_t groups = groups_of(job.inputs, job.group), units = units_of(job.inputs);
         Reg sum[T][kParts] = {};
         for (size_t unit = 0; unit < units; ++unit, codes += Codes::kBytes, x += kUnitWords) {
-            const size_t place = unit % kChunkUnits * spread.groups();
-            if (unit % kChunkUnits == 0) read_scales(row, unit * spread.groups(), groups, scales);
+            const size_t place = unit % kChunkUnits * plan.groups();
+            if (unit % kChunkUnits == 0) {
+                const size_t left = units - unit < kChunkUnits ? units - unit : kChunkUnits;
+                read_scales(row, unit * plan.groups(), left * plan.groups(), groups, scales);
+            }
             __builtin_prefetch(codes + kRowFetch, 0, 3);
 #pragma GCC unroll 4
             for (int i = 0; i < kParts; ++i) {
                 const Int weights = shuffle_bytes(levels, UnitBytes<kBits>::get(codes, i));
                 const Shorts even = (Shorts)weights << 8 >> 8, odd = (Shorts)weights >> 8;
-                const Reg scale = spread(scales + place, i);
+                const Reg scale = plan.spread(scales + place, i);
 #pragma GCC unroll 8
                 for (int t = 0; t < T; ++t) {
                     const auto* at = (const float*)(x + static_cast<size_t>(t) * stride);
@@ -169,7 +175,7 @@ struct FineGroups : FourActivations {
         for (int t = 0; t < T; ++t) {
             F16 all{};
             for (int i = 0; i < kParts; ++i) all.part[i] = sum[t][i];
-            out[static_cast<size_t>(t) * kPanel] = paceline::sum(all);
+            out[static_cast<size_t>(t) * kPanel] = fold(all);
         }
     }
 

@@ -7,7 +7,8 @@
 #if !defined(ROW_FORMATS)
 #define ROW_FORMATS(USE)                                                                       \
     USE(table2, RowTables<2>) USE(table3, RowTables<3>) USE(table4, RowTables<4>)               \
-    USE(table5, RowTables<5>) USE(table6, RowTables<6>)                                        \
+    USE(table5, RowTables<5>) USE(table6, RowTables<6>) USE(table7, RowTables<7>)              \
+    USE(table8, RowTables<8>)                                                                  \
     USE(fine2, FineGroups<2 COMMA false>) USE(fine3, FineGroups<3 COMMA false>)                \
     USE(fine4, FineGroups<4 COMMA false>) USE(fine2_fp16, FineGroups<2 COMMA true>)            \
     USE(fine3_fp16, FineGroups<3 COMMA true>) USE(fine4_fp16, FineGroups<4 COMMA true>)

@@ -1,4 +1,4 @@
-// Codes of 2 to 6 bits that name numbers of a table for each row: lanes lie across inputs.
+// Codes of 2 to 8 bits that name numbers of a table for each row: lanes lie across inputs.
 //
 // A panel is sixteen rows, one behind the other, as the loader packs them: 2^b numbers in fp16, then the
 // codes, see unit_codes.hpp. Weights become fp32, and so are activations and sums. Each output has four
@@ -11,37 +11,130 @@ namespace paceline {
 
 namespace {
 
-// Entries of a table of 2^b floats.
+#if defined(__AVX512F__)
+// Weights of 32 inputs, two sixteens of a unit, by the numbers of a table that codes name. Up to five
+// bits, registers hold sixteen floats each, whose places are the lowest four bits of a code; more bits
+// choose the register. Above five bits they hold 32 halves each, and two of them are one instruction.
 template <int kBits>
 struct Lookup {
-#if defined(__AVX512F__)
-    static constexpr int kHeld = kBits <= 4 ? 1 : 1 << (kBits - 4);
-    __m512 held[kHeld];
-    explicit Lookup(const float* table) {
-        for (int i = 0; i < kHeld; ++i) held[i] = _mm512_loadu_ps(table + 16 * i);
-    }
-    __attribute__((always_inline)) Reg operator()(Int codes) const {
-        const auto at = (__m512i)codes;
-        if constexpr (kHeld == 1) return (Reg)_mm512_maskz_permutexvar_ps(-1, at, held[0]);
-        if constexpr (kHeld == 2) return (Reg)_mm512_permutex2var_ps(held[0], at, held[1]);
-        if constexpr (kHeld == 4) {
-            const __m512 low = _mm512_permutex2var_ps(held[0], at, held[1]);
-            const __m512 high = _mm512_permutex2var_ps(held[2], at, held[3]);
-            return (Reg)_mm512_mask_blend_ps(_mm512_test_epi32_mask(at, _mm512_set1_epi32(32)),
-                                             low, high);
+    static constexpr bool kFloats = kBits <= 5;
+    using Codes = UnitCodes<kBits>;
+    static constexpr int kHeld = kFloats ? 1 << (kBits % 2) : 1 << (kBits - 5);
+    __m512i held[kHeld];
+
+    explicit Lookup(const uint8_t* table) {
+        if constexpr (!kFloats) {
+            for (int i = 0; i < kHeld; ++i) held[i] = _mm512_loadu_si512(table + 64 * i);
+        } else if constexpr (kBits >= 4) {
+            for (int i = 0; i < kHeld; ++i) held[i] = (__m512i)Fp16::part(table + 32 * i, 0);
+        } else {  // four floats, again and again
+            const __m128i halves = kBits == 3 ? _mm_loadu_si128((const __m128i*)table)
+                                              : _mm_loadl_epi64((const __m128i*)table);
+            const __m512 all = _mm512_maskz_cvtph_ps(0xffff, _mm256_zextsi128_si256(halves));
+            for (int i = 0; i < kHeld; ++i)
+                held[i] = _mm512_castps_si512(_mm512_maskz_shuffle_f32x4(-1, all, all, 0x55 * i));
         }
     }
+
+    template <int kPair>
+    __attribute__((always_inline)) void weights(const uint8_t* unit, int, Reg (&to)[2]) const {
+        if constexpr (kFloats)
+            floats<kPair>(unit, to);
+        else
+            halves<kPair>(unit, to);
+    }
+
+private:
+    // The lowest bits of codes are where they are; what is above them is not read.
+    template <int kPair>
+    __attribute__((always_inline)) void floats(const uint8_t* unit, Reg (&to)[2]) const {
+        const Int bytes = widen_bytes(unit + (Codes::kFour ? kPair * static_cast<int>(kPanel) : 0), 0);
+        constexpr int kShift = Codes::kFour ? 0 : 4 * kPair, kStep = Codes::kFour ? 4 : 2;
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const auto at = (__m512i)(bytes >> (kShift + kStep * i));
+            __m512i found = _mm512_maskz_permutexvar_epi32(-1, at, held[0]);
+            if constexpr (kHeld == 2)
+                found = _mm512_mask_permutexvar_epi32(
+                    found, ones<uint16_t>(unit, 0, 2 * kPair + i), at, held[1]);
+            to[i] = (Reg)found;
+        }
+    }
+
+    template <int kPair>
+    __attribute__((always_inline)) void halves(const uint8_t* unit, Reg (&to)[2]) const {
+        const __m256i bytes = _mm256_cvtepu8_epi16(
+            _mm_loadu_si128((const __m128i*)(unit + kPair * static_cast<int>(kPanel))));
+        const __m512i low = _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(bytes),
+                                                     _mm256_srli_epi16(bytes, 4), 1);
+        const __m256i pairs =
+            _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(unit + 2 * kPanel)));
+        const __m256i first = kPair ? pairs : _mm256_slli_epi16(pairs, 4);
+        const __m512i high = _mm512_maskz_inserti64x4(
+            0xff, _mm512_castsi256_si512(first), _mm256_srli_epi16(first, 2), 1);
+        // Bits of `low` where the mask has them, or else of `high`; those above the sixth are not read.
+        const __m512i at = _mm512_ternarylogic_epi64(_mm512_set1_epi16(15), low, high, 0xca);
+        __m512i found[kHeld / 2];
+#pragma GCC unroll 4
+        for (int i = 0; i < kHeld / 2; ++i)
+            found[i] = _mm512_permutex2var_epi16(held[2 * i], at, held[2 * i + 1]);
+#pragma GCC unroll 2
+        for (int one = 0; one < Codes::kOnes; ++one) {
+            const auto mask = ones<uint32_t>(unit, one, kPair);
+#pragma GCC unroll 2
+            for (int i = 0; i < kHeld / 2 >> (one + 1); ++i)
+                found[i] = _mm512_mask_blend_epi16(mask, found[2 * i], found[2 * i + 1]);
+        }
+        to[0] = (Reg)_mm512_maskz_cvtph_ps(0xffff, half_of<0>(found[0]));
+        to[1] = (Reg)_mm512_maskz_cvtph_ps(0xffff, half_of<1>(found[0]));
+    }
+
+    // A plain cast uses what compilers call uninitialized.
+    template <int kHalf>
+    INLINE_MEMBER __m256i half_of(__m512i all) {
+        return _mm512_maskz_extracti64x4_epi64(0xf, all, kHalf);
+    }
+
+    // Part `part` of a plane of single bits, as many as `Mask` has.
+    template <class Mask>
+    INLINE_MEMBER Mask ones(const uint8_t* unit, int one, int part) {
+        Mask mask;
+        std::memcpy(&mask,
+                    unit + Codes::kWide * 8 + one * 8 + part * static_cast<int>(sizeof(mask)),
+                    sizeof(mask));
+        return mask;
+    }
+};
 #else
-    const float* table;
-    explicit Lookup(const float* from) : table(from) {}
-    __attribute__((always_inline)) Reg operator()(Int codes) const {
+template <int kBits>
+struct Lookup {
+    using Codes = UnitCodes<kBits>;
+    static constexpr size_t kEntries = size_t{1} << kBits;
+    static constexpr size_t kHeld = kEntries < kPanel ? kPanel : kEntries;
+    alignas(64) float table[kHeld];
+
+    explicit Lookup(const uint8_t* from) {
+        alignas(64) uint8_t halves[2 * kHeld] = {};
+        std::memcpy(halves, from, 2 * kEntries);
+        for (size_t i = 0; i < kHeld; i += kPanel)
+            for (int part = 0; part < kParts; ++part)
+                store_part(table + i, part, Fp16::part(halves + 2 * i, part));
+    }
+
+    template <int kPair>
+    __attribute__((always_inline)) void weights(const uint8_t* unit, int part, Reg (&to)[2]) const {
+        for (int i = 0; i < 2; ++i) to[i] = find(Codes::get(unit, 2 * kPair + i, part));
+    }
+
+private:
+    __attribute__((always_inline)) Reg find(Int codes) const {
 #if defined(__AVX2__)
         if constexpr (kBits <= 3)
-            return (Reg)_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)codes);
+            return (Reg)_mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)codes);
         if constexpr (kBits == 4) {
-            const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)codes);
+            const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), (__m256i)codes);
             const __m256 high =
-                _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)codes);
+                _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), (__m256i)codes);
             return (Reg)_mm256_blendv_ps(low, high, (__m256)(codes << 28));
         }
 #endif
@@ -49,38 +142,31 @@ struct Lookup {
         for (int lane = 0; lane < kRegLanes; ++lane) out[lane] = table[codes[lane]];
         return out;
     }
-#endif
 };
+#endif
 
 template <int kBits>
 struct RowTables {
     using Codes = UnitCodes<kBits>;
-    static constexpr size_t kEntries = size_t{1} << kBits, kHeld = kEntries < kPanel ? kPanel : kEntries;
+    static constexpr size_t kEntries = size_t{1} << kBits;
 #if defined(__AVX512F__)
-    static constexpr size_t kTogether = 6;  // tokens whose sums fit the registers
+    static constexpr size_t kTogether = kBits <= 6 ? 6 : 3;  // tokens whose sums fit the registers
 #else
     static constexpr size_t kTogether = 1;
 #endif
 
+    struct Plan {
+        explicit Plan(const Product&) {}
+    };
+
     // Before the codes of a row.
     static size_t header(size_t, size_t) { return kEntries * sizeof(uint16_t); }
-
-    // The table as floats; what is behind it is never named.
-    static void read_table(const uint8_t* row, float* table) {
-        for (size_t i = 0; i < kHeld; ++i) {
-            uint16_t half = 0;
-            if (i < kEntries) std::memcpy(&half, row + i * sizeof(half), sizeof(half));
-            table[i] = Fp16::from(half);
-        }
-    }
 
     static const float* scales(const void*) { return nullptr; }
 
     // Sums of one row go to `out`, those of neighbouring tokens kPanel floats apart.
-    static void multiply_row(const Product& job, const uint8_t* row, float* out) {
-        alignas(64) float table[kHeld];
-        read_table(row, table);
-        const Lookup<kBits> lookup(table);
+    static void multiply_row(const Product& job, const Plan&, const uint8_t* row, float* out) {
+        const Lookup<kBits> lookup(row);
         const uint8_t* codes = row + header(job.inputs, job.group);
         const size_t stride = units_of(job.inputs) * kUnitInputs;
         const auto* x = static_cast<const float*>(job.x);
@@ -93,36 +179,48 @@ struct RowTables {
     template <int T>
     static void add_row(const Lookup<kBits>& lookup, const uint8_t* codes, const float* x,
                         size_t stride, float* out) {
-        constexpr int S = static_cast<int>(kSixteens);
-        Reg sum[T][S][kParts] = {};
+        Reg sum[T][kSixteens][kParts] = {};
         for (size_t k = 0; k < stride; k += kUnitInputs, codes += Codes::kBytes) {
             __builtin_prefetch(codes + kRowFetch, 0, 3);
 #pragma GCC unroll 4
-            for (int s = 0; s < S; ++s)
-#pragma GCC unroll 4
-                for (int i = 0; i < kParts; ++i) {
-                    const Reg weight = lookup(Codes::get(codes, s, i));
-                    const float* at = x + k + static_cast<size_t>(s) * kPanel;
-#pragma GCC unroll 8
-                    for (int t = 0; t < T; ++t)
-                        sum[t][s][i] = reg_fma(
-                            weight, load_part(at + static_cast<size_t>(t) * stride, i),
-                            sum[t][s][i]);
-                }
+            for (int i = 0; i < kParts; ++i) {
+                add_pair<0>(lookup, codes, x + k, stride, i, sum);
+                add_pair<1>(lookup, codes, x + k, stride, i, sum);
+            }
         }
         for (int t = 0; t < T; ++t) {
             F16 all{};
             for (int i = 0; i < kParts; ++i)
                 all.part[i] = (sum[t][0][i] + sum[t][1][i]) + (sum[t][2][i] + sum[t][3][i]);
-            out[static_cast<size_t>(t) * kPanel] = paceline::sum(all);
+            out[static_cast<size_t>(t) * kPanel] = fold(all);
+        }
+    }
+
+    // Adds the products of two sixteens of a unit.
+    template <int kPair, int T>
+    INLINE_MEMBER void add_pair(const Lookup<kBits>& lookup, const uint8_t* codes, const float* x,
+                                size_t stride, int part, Reg (&sum)[T][kSixteens][kParts]) {
+        Reg weights[2];
+        lookup.template weights<kPair>(codes, part, weights);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const int sixteen = 2 * kPair + i;
+            const float* at = x + sixteen * static_cast<int>(kPanel);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t)
+                sum[t][sixteen][part] =
+                    reg_fma(weights[i], load_part(at + static_cast<size_t>(t) * stride, part),
+                            sum[t][sixteen][part]);
         }
     }
 
     static void unpack_row(const uint8_t* row, size_t inputs, size_t group, float* out) {
-        alignas(64) float table[kHeld];
-        read_table(row, table);
         const uint8_t* codes = row + header(inputs, group);
-        for (size_t k = 0; k < inputs; ++k) out[k] = table[code_at<kBits>(codes, k)];
+        for (size_t k = 0; k < inputs; ++k) {
+            uint16_t half;
+            std::memcpy(&half, row + code_at<kBits>(codes, k) * 2, sizeof(half));
+            out[k] = Fp16::from(half);
+        }
     }
 
     static size_t arranged_bytes(size_t n, size_t inputs) {

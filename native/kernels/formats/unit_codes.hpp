@@ -1,9 +1,10 @@
-// Codes of 2 to 6 bits in rows: 64 inputs at a time ("unit"), in planes of bits.
+// Codes of 2 to 8 bits in rows: 64 inputs at a time ("unit"), in planes of bits.
 //
 // Of a unit's four sixteens of inputs, the plane of four bits has two bytes of sixteen: of the first
 // sixteen in the low half and of the second in the high one, then of the others. The plane of two bits
 // has sixteen bytes, two bits of each sixteen from the lowest up. The plane of one bit has a bit for
-// each input. A width has the planes that add up to it, the widest first, which are its lowest bits.
+// each input. A width has the planes that add up to it, the widest first, which are its lowest bits:
+// one of four, one of two and up to two of one.
 #pragma once
 
 #include "kernels/formats/floats.hpp"
@@ -13,17 +14,13 @@ namespace paceline {
 namespace {
 
 constexpr size_t kUnitInputs = 64, kSixteens = kUnitInputs / kPanel;
-#if defined(__AVX512F__)
-constexpr size_t kRowTokens = 6;  // tokens whose sums fit the registers
-#else
-constexpr size_t kRowTokens = 1;
-#endif
 
 INLINE size_t units_of(size_t inputs) { return (inputs + kUnitInputs - 1) / kUnitInputs; }
 
 template <int kBits>
 struct UnitCodes {
-    static constexpr bool kFour = kBits >= 4, kTwo = kBits % 4 >= 2, kOne = kBits % 2 == 1;
+    static constexpr bool kFour = kBits >= 4, kTwo = kBits % 4 >= 2 || kBits == 8;
+    static constexpr int kWide = (kFour ? 4 : 0) + (kTwo ? 2 : 0), kOnes = kBits - kWide;
     static constexpr size_t kBytes = kUnitInputs / 8 * kBits;
     static constexpr int kEntries = 1 << kBits;
 
@@ -39,12 +36,12 @@ struct UnitCodes {
             codes |= (widen_bytes(unit, part) >> (2 * sixteen) & 3) << (kFour ? 4 : 0);
             unit += kPanel;
         }
-        if constexpr (kOne) {
+        for (int one = 0; one < kOnes; ++one, unit += kUnitInputs / 8) {
             uint16_t bits;
             std::memcpy(&bits, unit + 2 * sixteen, sizeof(bits));
             const Int lane = lane_bits(part);
             const Int all = static_cast<int32_t>(bits) - Int{};
-            codes |= (Int)((all & lane) == lane) & 1 << (kBits - 1);
+            codes |= (Int)((all & lane) == lane) & 1 << (kWide + one);
         }
         return codes;
     }

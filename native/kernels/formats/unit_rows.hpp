@@ -2,7 +2,8 @@
 //
 // A format W says
 //   header(inputs, group)   bytes of a row before its codes
-//   multiply_row(job, row, out)   sums of a row, those of neighbouring tokens kPanel floats apart
+//   Plan(job)               what all rows of a product share
+//   multiply_row(job, plan, row, out)   sums of a row, those of neighbouring tokens kPanel floats apart
 //   unpack_row(row, inputs, group, out)   the weights of a row
 //   arranged_bytes, arrange, scales       as everywhere
 #pragma once
@@ -14,6 +15,24 @@ namespace paceline {
 namespace {
 
 constexpr size_t kRowFetch = 2048;  // bytes ahead of the codes that are fetched
+
+// As `sum`: lanes are folded in halves, in registers.
+INLINE float fold(F16 v) {
+    using Four = float __attribute__((vector_size(16), may_alias));
+    Four four;
+#if defined(__AVX512F__)
+    alignas(64) float lanes[kPanel];
+    store(lanes, v);
+    const __m256 half = _mm256_load_ps(lanes) + _mm256_load_ps(lanes + kPanel / 2);
+    four = (Four)_mm256_castps256_ps128(half) + (Four)_mm256_extractf128_ps(half, 1);
+#elif defined(__AVX2__)
+    const __m256 half = (__m256)(v.part[0] + v.part[1]);
+    four = (Four)_mm256_castps256_ps128(half) + (Four)_mm256_extractf128_ps(half, 1);
+#else
+    four = (Four)((v.part[0] + v.part[2]) + (v.part[1] + v.part[3]));
+#endif
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
 
 // Calls use(Width<T>, token) for tiles of up to kMost tokens; what a token's sums are depends on none.
 template <size_t kMost, class Use>
@@ -63,12 +82,13 @@ struct UnitRows {
 
     static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
         const Sums sums{static_cast<float*>(scratch), job.n * kPanel, false};
+        const typename W::Plan plan(job);
         const size_t row_size = job.panel_bytes / kPanel;
         for (size_t panel = first; panel < last; panel += kUnit) {
             const size_t panels = last - panel < kUnit ? last - panel : kUnit;
             const uint8_t* row = job.panels + panel * job.panel_bytes;
             for (size_t i = 0; i < panels * kPanel; ++i, row += row_size)
-                W::multiply_row(job, row, sums.at + i / kPanel * sums.stride + i % kPanel);
+                W::multiply_row(job, plan, row, sums.at + i / kPanel * sums.stride + i % kPanel);
             finish<UnitRows>(job, panel, panels, sums);
         }
     }

@@ -17,7 +17,7 @@ from paceline.models.tensors import Codebook, Grouped, Linear, NestedCodes, TwoG
 Bytes = NDArray[np.uint8]
 GROUPS = (4, 8, 16)  # inputs that share a scale; larger groups have kernels of their own
 _UNIT = 64  # inputs whose planes lie together
-_TABLES, _FINE = range(2, 7), range(2, 5)  # bits of a code
+_TABLES, _FINE = range(2, 9), range(2, 5)  # bits of a code
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class Rows:
 
 
 def pack_units(codes: Bytes, bits: int) -> Bytes:
-    """Return codes [out, in] of 2 to 6 bits as planes, uint8 [out, units * 8 * bits]."""
+    """Return codes [out, in] of 2 to 8 bits as planes, uint8 [out, units * 8 * bits]."""
     rows, inputs = codes.shape
     units = -(-inputs // _UNIT)
     split = np.zeros((rows, units * _UNIT), np.uint8)
@@ -152,13 +152,13 @@ def pack_units(codes: Bytes, bits: int) -> Bytes:
         low = split & np.uint8(15)
         planes.append((low[:, :, 0::2] | low[:, :, 1::2] << np.uint8(4)).reshape(rows, units, 32))
         at = 4
-    if bits % 4 >= 2:
+    if bits % 4 >= 2 or bits == 8:
         pairs = split >> np.uint8(at) & np.uint8(3)
         shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
         planes.append(np.bitwise_or.reduce(pairs << shifts, axis=2))
         at += 2
-    if bits % 2:
-        bit = (split >> np.uint8(at) & np.uint8(1)).reshape(rows, units, _UNIT)
+    for place in range(at, bits):
+        bit = (split >> np.uint8(place) & np.uint8(1)).reshape(rows, units, _UNIT)
         planes.append(np.packbits(bit, axis=-1, bitorder="little"))
     return np.concatenate(planes, -1).reshape(rows, -1)
 
