@@ -134,7 +134,9 @@ struct FineGroups : FourActivations {
 #endif
     }
 
-    static void multiply_row(const Product& job, const Plan& plan, const uint8_t* row, float* out) {
+    static constexpr size_t kSpare = 0;
+    static void multiply_row(const Product& job, const Plan& plan, const uint8_t* row, float* out,
+                             float*) {
         const int32_t* x = words(job.x, job.n);
         const size_t stride = units_of(job.inputs) * kUnitWords;
         in_tiles<kTogether>(job.n, [&](auto t, size_t token) {

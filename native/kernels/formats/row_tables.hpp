@@ -164,30 +164,105 @@ struct RowTables {
 
     static const float* scales(const void*) { return nullptr; }
 
-    // Sums of one row go to `out`, those of neighbouring tokens kPanel floats apart.
-    static void multiply_row(const Product& job, const Plan&, const uint8_t* row, float* out) {
+    // Sums of one row go to `out`, those of neighbouring tokens kPanel floats apart. Where many
+    // small tiles use its weights, they are looked up once, some units at a time; sums are the same, to
+    // the bit.
+    static void multiply_row(const Product& job, const Plan&, const uint8_t* row, float* out,
+                             float* spare) {
         const Lookup<kBits> lookup(row);
         const uint8_t* codes = row + header(job.inputs, job.group);
-        const size_t stride = units_of(job.inputs) * kUnitInputs;
+        const size_t units = units_of(job.inputs), stride = units * kUnitInputs;
         const auto* x = static_cast<const float*>(job.x);
-        in_tiles<kTogether>(job.n, [&](auto t, size_t token) {
-            add_row<decltype(t)::value>(lookup, codes, x + token * stride, stride,
-                                        out + token * kPanel);
-        });
+        if (kTogether == kLargeTile || job.n <= kTogether) {
+            in_tiles<kTogether>(job.n, [&](auto t, size_t token) {
+                constexpr int T = decltype(t)::value;
+                Reg sum[T][kSixteens][kParts] = {};
+                add_units<T>(lookup, codes, units, x + token * stride, stride, sum);
+                put_sums<T>(sum, out + token * kPanel);
+            });
+            return;
+        }
+        alignas(64) float weights[kChunk * kUnitInputs];
+        for (size_t unit = 0; unit < units; unit += kChunk) {
+            const size_t count = units - unit < kChunk ? units - unit : kChunk;
+            look_up(lookup, codes + unit * Codes::kBytes, count, weights);
+            in_tiles<kTogether>(job.n, [&](auto t, size_t token) {
+                constexpr int T = decltype(t)::value;
+                Reg sum[T][kSixteens][kParts] = {};
+                float* kept = spare + token * kSpare;
+                if (unit > 0) each_sum<T>([&](int t, int s, int i) INLINE_LAMBDA {
+                    sum[t][s][i] = load_part(kept + (t * kSums + s) * kLanes, i);
+                });
+                const float* at = x + token * stride + unit * kUnitInputs;
+                add_units<T>(Found{}, weights, count, at, stride, sum);
+                if (unit + count == units) return put_sums<T>(sum, out + token * kPanel);
+                each_sum<T>([&](int t, int s, int i) INLINE_LAMBDA {
+                    store_part(kept + (t * kSums + s) * kLanes, i, sum[t][s][i]);
+                });
+            });
+        }
+    }
+    static constexpr size_t kLargeTile = 6;  // looking up takes less time than multiplying
+    static constexpr size_t kChunk = 16;  // units that are looked up together
+    static constexpr size_t kSpare = kSixteens * kPanel;
+    static constexpr int kSums = static_cast<int>(kSixteens);
+
+    // Weights that have been looked up.
+    struct Found {
+        template <int kPair>
+        __attribute__((always_inline)) void weights(const float* unit, int part,
+                                                    Reg (&to)[2]) const {
+            for (int i = 0; i < 2; ++i)
+                to[i] = load_part(unit + (2 * kPair + i) * static_cast<int>(kPanel), part);
+        }
+    };
+    static constexpr size_t unit_size(const uint8_t*) { return Codes::kBytes; }
+    static constexpr size_t unit_size(const float*) { return kUnitInputs; }
+
+    template <int T, class Use>
+    INLINE_MEMBER void each_sum(Use&& use) {
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+            for (int s = 0; s < static_cast<int>(kSixteens); ++s)
+#pragma GCC unroll 4
+                for (int i = 0; i < kParts; ++i) use(t, s, i);
     }
 
-    template <int T>
-    static void add_row(const Lookup<kBits>& lookup, const uint8_t* codes, const float* x,
-                        size_t stride, float* out) {
-        Reg sum[T][kSixteens][kParts] = {};
-        for (size_t k = 0; k < stride; k += kUnitInputs, codes += Codes::kBytes) {
+    static void look_up(const Lookup<kBits>& lookup, const uint8_t* codes, size_t units,
+                        float* weights) {
+        const auto put = [&](const Reg (&two)[2], int pair, int part) INLINE_LAMBDA {
+            for (int i = 0; i < 2; ++i)
+                store_part(weights + (2 * pair + i) * static_cast<int>(kPanel), part, two[i]);
+        };
+        for (size_t unit = 0; unit < units; ++unit, codes += Codes::kBytes, weights += kUnitInputs) {
             __builtin_prefetch(codes + kRowFetch, 0, 3);
 #pragma GCC unroll 4
             for (int i = 0; i < kParts; ++i) {
-                add_pair<0>(lookup, codes, x + k, stride, i, sum);
-                add_pair<1>(lookup, codes, x + k, stride, i, sum);
+                Reg two[2];
+                lookup.template weights<0>(codes, i, two);
+                put(two, 0, i);
+                lookup.template weights<1>(codes, i, two);
+                put(two, 1, i);
             }
         }
+    }
+
+    template <int T, class From, class Unit>
+    INLINE_MEMBER void add_units(const From& from, const Unit* at, size_t units, const float* x,
+                                 size_t stride, Reg (&sum)[T][kSixteens][kParts]) {
+        for (size_t unit = 0; unit < units; ++unit, at += unit_size(at), x += kUnitInputs) {
+            if constexpr (sizeof(Unit) == 1) __builtin_prefetch(at + kRowFetch, 0, 3);
+#pragma GCC unroll 4
+            for (int i = 0; i < kParts; ++i) {
+                add_pair<0>(from, at, x, stride, i, sum);
+                add_pair<1>(from, at, x, stride, i, sum);
+            }
+        }
+    }
+
+    template <int T>
+    INLINE_MEMBER void put_sums(const Reg (&sum)[T][kSixteens][kParts], float* out) {
         for (int t = 0; t < T; ++t) {
             F16 all{};
             for (int i = 0; i < kParts; ++i)
@@ -197,11 +272,11 @@ struct RowTables {
     }
 
     // Adds the products of two sixteens of a unit.
-    template <int kPair, int T>
-    INLINE_MEMBER void add_pair(const Lookup<kBits>& lookup, const uint8_t* codes, const float* x,
-                                size_t stride, int part, Reg (&sum)[T][kSixteens][kParts]) {
+    template <int kPair, class From, class Unit, int T>
+    INLINE_MEMBER void add_pair(const From& from, const Unit* unit, const float* x, size_t stride,
+                                int part, Reg (&sum)[T][kSixteens][kParts]) {
         Reg weights[2];
-        lookup.template weights<kPair>(codes, part, weights);
+        from.template weights<kPair>(unit, part, weights);
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
             const int sixteen = 2 * kPair + i;

@@ -3,7 +3,9 @@
 // A format W says
 //   header(inputs, group)   bytes of a row before its codes
 //   Plan(job)               what all rows of a product share
-//   multiply_row(job, plan, row, out)   sums of a row, those of neighbouring tokens kPanel floats apart
+//   kSpare                  floats of a token that `multiply_row` needs for itself
+//   multiply_row(job, plan, row, out, spare)   sums of a row, those of neighbouring tokens kPanel floats
+//                           apart
 //   unpack_row(row, inputs, group, out)   the weights of a row
 //   arranged_bytes, arrange, scales       as everywhere
 #pragma once
@@ -53,6 +55,13 @@ INLINE void in_tiles(size_t n, Use&& use) {
                 continue;
             }
         }
+        if constexpr (kMost >= 3) {
+            if (left == 2) {
+                use(Width<2>{}, token);
+                token += 2;
+                continue;
+            }
+        }
         use(Width<1>{}, token);
         ++token;
     }
@@ -74,7 +83,9 @@ struct UnitRows {
     static size_t panel_bytes(size_t inputs, size_t group) {
         return kPanel * row_bytes(inputs, group);
     }
-    static size_t scratch_bytes(size_t n) { return kUnit * n * kPanel * sizeof(float); }
+    static size_t scratch_bytes(size_t n) {
+        return n * (kUnit * kPanel + W::kSpare) * sizeof(float);
+    }
 
     // What `finish` asks for.
     static const float* scales(const void* x) { return W::scales(x); }
@@ -83,12 +94,14 @@ struct UnitRows {
     static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
         const Sums sums{static_cast<float*>(scratch), job.n * kPanel, false};
         const typename W::Plan plan(job);
+        float* spare = sums.at + kUnit * sums.stride;
         const size_t row_size = job.panel_bytes / kPanel;
         for (size_t panel = first; panel < last; panel += kUnit) {
             const size_t panels = last - panel < kUnit ? last - panel : kUnit;
             const uint8_t* row = job.panels + panel * job.panel_bytes;
             for (size_t i = 0; i < panels * kPanel; ++i, row += row_size)
-                W::multiply_row(job, plan, row, sums.at + i / kPanel * sums.stride + i % kPanel);
+                W::multiply_row(job, plan, row, sums.at + i / kPanel * sums.stride + i % kPanel,
+                                spare);
             finish<UnitRows>(job, panel, panels, sums);
         }
     }
