@@ -1,7 +1,13 @@
 import json
+import textwrap
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
+from paceline.drafters.history.corpus_index import open_corpus
+from paceline.drafters.history.general_text import descriptions, general_texts
+from paceline.models.tokenizer import open_tokenizer
 from tests.conftest import shared
 
 TEXT = "Once upon a time there was a little girl who liked to play in the park. "
@@ -64,3 +70,28 @@ def test_another_models_corpus_is_refused(paceline, model, texts, tmp_path):
     done = paceline("generate", "--model", other, "--drafter", f"datastore:path={out}")
     assert done.code == 2
     assert "another tokenizer" in done.err
+
+
+def test_general_text_is_that_of_the_running_python(paceline, model, texts, tmp_path):
+    out = tmp_path / "corpus"
+    done = paceline("index-corpus", model, texts, out, "--general", "--max-tokens", 3000, "--json")
+    assert done.code == 0
+    found = done.json
+    assert (found["tokens"], found["complete"]) == (3000, False)
+    assert found["documents"] > 2
+    tokenizer = open_tokenizer(model)
+    tokens = open_corpus(out, tokenizer, 1 << 20).tokens
+    read = tokenizer.decode([t for t in tokens.tolist() if t >= 0])
+    assert read.index("Once upon a time") < read.index("assert")  # named texts, then topics
+    done = paceline("index-corpus", model, tmp_path / "alone")
+    assert done.code == 2
+    assert "no text is named" in done.err
+
+
+def test_general_texts_are_prose_then_code_and_always_in_one_order():
+    texts = list(islice(general_texts(), 400))
+    assert texts == list(islice(general_texts(), 400))
+    prose = len(descriptions())
+    assert prose > 5
+    assert any(text == Path(textwrap.__file__).read_text("utf-8") for text in general_texts())
+    assert all(len(text) <= 1 << 20 for text in texts)

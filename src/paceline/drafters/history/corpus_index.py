@@ -10,8 +10,9 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -60,6 +61,7 @@ def tokenise(
     tokenizer: Tokenizer,
     limit: int,
     progress: Callable[[int], None] = lambda _: None,
+    more: Iterable[str] = (),
 ) -> Read:
     """Tokenise texts up to a limit, with one document in memory at a time.
 
@@ -71,6 +73,7 @@ def tokenise(
         tokenizer: of the model that will use the corpus.
         limit: most tokens.
         progress: called with the number of bytes read since the last call.
+        more: documents behind those of the files.
 
     Raises:
         RequestError: a file cannot be read, a line is no such object, or there is no token.
@@ -78,14 +81,14 @@ def tokenise(
     parts: list[Tokens] = []
     size = documents = 0
     end = np.array([-1], np.int32)
-    for path in paths:
-        for text, ends in _texts(path, progress):
-            ids = np.array(tokenizer.encode(text, special=False), np.int32)
-            parts += [ids, end] if ends else [ids]
-            size += len(ids) + ends
-            documents += ends
-            if size > limit:
-                return Read(np.concatenate(parts)[:limit], documents, False)
+    files = (piece for path in paths for piece in _texts(path, progress))
+    for text, ends in chain(files, ((text, True) for text in more)):
+        ids = np.array(tokenizer.encode(text, special=False), np.int32)
+        parts += [ids, end] if ends else [ids]
+        size += len(ids) + ends
+        documents += ends
+        if size > limit:
+            return Read(np.concatenate(parts)[:limit], documents, False)
     tokens = np.concatenate(parts) if parts else end
     if tokens.max() < 0:
         raise RequestError(f"{', '.join(map(str, paths))}: there is no text in it")
