@@ -44,7 +44,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Modules of a family folder that hold no method: what all methods of the family share.
 SHARED = {
     "drafter": {"base", "member_account", "state"},
-    "head": {"base", "attention"},
+    "head": {"base", "attention", "frozen"},
     "control": {"base", "capabilities", "logits", "sampler_spec"},
     "guide": {"base", "guide_models", "guide_stream"},
     "strategy": {"base"},

@@ -25,6 +25,7 @@ SPECS = (
     "eagle:depth=2,window=6",
     "chimera:depth=2,window=6",
     "exit_adapter:layers=2,width=1",
+    "lookahead_embeddings:depth=3,mixed=64",
 )
 
 

@@ -17,7 +17,8 @@ from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.drafters.draft_model.exit_drafter import ExitDrafter
 from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
-from paceline.drafters.heads.base import ContextHead, ExitHead
+from paceline.drafters.draft_model.lookahead_drafter import LookaheadDrafter
+from paceline.drafters.heads.base import ContextHead, ExitHead, InputHead
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
@@ -86,6 +87,10 @@ class TrainedHead(DraftSettings):
         folder = Path(self.path)
         loaded = (read_published if is_published(folder) else load_head)(folder, about)
         frequent = self._frequent(loaded.frequent, target)
+        if isinstance(loaded.head, InputHead):
+            what = "a head of trained inputs"
+            check_needs(what, {Ability.MIXTURES}, engine.name, engine.abilities)
+            return LookaheadDrafter(self, engine, loaded.head, loaded.parameters, frequent)
         if not isinstance(loaded.head, ExitHead):
             return _TrainedHead(self, loaded, about, frequent)
         check_needs(

@@ -592,5 +592,5 @@ class Engine(ABC):
             )
         if not np.isfinite(weights).all():
             raise RequestError("a weight of a mixture is not finite")
-        for column in tokens.T:
-            self.check(sequence, TokenTree.chain(column))
+        for ends in (tokens.min(1), tokens.max(1)):
+            self.check(sequence, TokenTree.chain(ends))

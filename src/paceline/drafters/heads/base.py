@@ -21,6 +21,7 @@ import numpy as np
 
 from paceline.abilities import Ability
 from paceline.core import Tokens
+from paceline.drafters.heads.frozen import FrozenModel
 from paceline.errors import ModelError
 from paceline.models.fields import read_json
 from paceline.models.formats.safetensors import read_file
@@ -47,12 +48,14 @@ class HeadTarget:
         embedding: float32 [V, D], the model's token embeddings; not trained.
         unembedding: float32 [U, D], rows of the model's output head, one for each column of
             logits: all V tokens, or some of them; not trained.
+        frozen: the model's layers, for heads that train what goes into them.
     """
 
     hidden_size: int
     vocab_size: int
     embedding: Tensor
     unembedding: Tensor
+    frozen: FrozenModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,21 @@ class ExitHead(Head):
         check_range(1, 1 << 20, self.name, layers=self.layers)
 
 
+@dataclass(frozen=True)
+class InputHead(Head):
+    """Settings of inputs that are trained in place of tokens, and run by the model itself.
+
+    It predicts the very next token, too: a path is the token of the state itself.
+    """
+
+    lead: ClassVar[int] = 0
+    run: ClassVar[int] = 32
+
+    @abstractmethod
+    def mixed_tokens(self, vocab_size: int) -> Tokens:
+        """Return the tokens whose embeddings are mixed by the tensor `mix`, int32 [K]."""
+
+
 def embed_path(target: HeadTarget, path: Tensor) -> Tensor:
     """Return the embeddings of paths [N, L], each with a root mean square of 1, [N, L, D]."""
     from torch.nn import functional as F
@@ -254,7 +272,8 @@ def head_target(model: Model) -> HeadTarget:
 
     config, embedding = model.config, tensor("embed")
     unembedding = embedding if config.tied else tensor("head")
-    return HeadTarget(config.hidden_size, config.vocab_size, embedding, unembedding)
+    frozen = FrozenModel(model)
+    return HeadTarget(config.hidden_size, config.vocab_size, embedding, unembedding, frozen)
 
 
 def save_head(
