@@ -82,13 +82,17 @@ def trace_path(model: Model) -> Path:
 
 
 def known_trace(model: Model, vocab_size: int) -> Trace | None:
-    """Return the trace that `paceline warm` recorded of a model, or None.
+    """Return the trace that `paceline warm` recorded of a model, or a shipped one, or None.
 
     Raises:
         ModelError: the file is damaged.
     """
     path = trace_path(model)
-    return read_trace(path, vocab_size) if path.is_file() else None
+    if path.is_file():
+        return read_trace(path, vocab_size)
+    from paceline.models.shipped_trace import shipped_trace
+
+    return shipped_trace(model.fingerprint())
 
 
 def write_trace(path: Path, trace: Trace) -> None:

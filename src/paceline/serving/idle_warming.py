@@ -42,6 +42,8 @@ class IdleWarming:
         self._prompts = iter(prompts)
         self._steps: Generator[Trace | None, None, None] | None = None
         known = worker.lm.draft_target.trace
+        if known is not None and not trace_path(worker.lm.model).is_file():
+            known = None  # a shipped one, which knows fewer successors
         self._traces = [] if known is None else [known]
         self.written = self._on_disk = sum(map(len, self._traces))
         self._rounds = self.written  # seeds differ from those of earlier rounds
