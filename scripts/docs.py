@@ -9,7 +9,7 @@ from typing import Any
 from paceline.compatibility import ENGINE_ABILITIES, RULES
 from paceline.control.structured.schema_rewrite import rewrite
 from paceline.errors import RequestError
-from paceline.features import FEATURES, NOT_YET, coverage
+from paceline.features import FEATURES, NOT_YET, WHY_NOT, coverage
 from paceline.method_card import Setting, description, served, settings, summary
 from paceline.registry import FAMILIES, Registry, controls
 from paceline.serving import settings as server_settings
@@ -147,6 +147,8 @@ def coverage_page() -> str:
         table("number,served,by,missing", [system_row(number) for number in sorted(known)]),
         "## Not yet",
         f"{len(NOT_YET)} systems that Paceline is to serve: {', '.join(map(str, NOT_YET))}.",
+        "What is in the way of some of them:",
+        table("number,reason", sorted(WHY_NOT.items())),
     ]
     return "\n\n".join(parts) + "\n"
 

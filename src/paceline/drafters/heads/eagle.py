@@ -45,6 +45,10 @@ class Eagle(ContextHead):
         note="unrolled in training as EAGLE-3 (arXiv 2503.01840); labels are the target's "
         "predictions alone; the context is the answer's own last positions",
     )
+    catalogue = (116,)
+    missing = {
+        116: "several layers, trained with the model; passes that alternate without a verification"
+    }
 
     width: int = 2
 
