@@ -79,10 +79,16 @@ struct FineGroups : FourActivations {
     }
 
     // Scales of groups first .. first + count - 1 and of up to kPanel others; zero behind the last of
-    // all. Sixteen are read at a time; behind the last one are the codes of the row.
+    // all. Sixteen are read at a time; behind the last one are the codes of the row, which are fewer
+    // bytes than that in a row of one unit.
     static void read_scales(const uint8_t* row, size_t first, size_t count, size_t groups,
                             float* to) {
         const uint8_t* from = row + kScalesAt + first * kScaleBytes1;
+        uint8_t all[kPanel * kScaleBytes1] = {};
+        if (kHalves && first == 0 && groups <= kFours) {
+            std::memcpy(all, from, groups * kScaleBytes1);
+            from = all;
+        }
         const Reg number = number_of(row) - Reg{};
         const size_t real = groups - first < count ? groups - first : count;
         for (size_t i = 0; i < real; i += kPanel)
