@@ -129,6 +129,10 @@ class EngineWrapper(Engine):
         """Run trees; see `Engine.forward`."""
         return self.inner.forward(batch, rows, view)
 
+    def prompt_pages(self, positions: int) -> int:
+        """See `Engine`."""
+        return self.inner.prompt_pages(positions)
+
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows held; see `Engine.rows`."""
         return self.inner.rows(sequence, layer)
