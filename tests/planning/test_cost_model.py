@@ -57,6 +57,11 @@ def test_an_automatic_budget_is_as_fast_as_it_was_measured():
     reached = share_reached(setup, ENGINE, measured, PROMPTS)
     assert reached == pytest.approx(0.8)
     assert said(setup, measured, reached=reached).tokens_per_second == pytest.approx(0.8 * best)
+    sure = DraftFacts((1.0, 2.0), 0.0001, 0.0005)
+    together = [said(setup, sure, Goal(users=4), reached=share) for share in (1, 0.8, 0.01)]
+    plain = said(Setup("m", drafter="plain", budget=0), sure, Goal(users=4))
+    speeds = [each.tokens_per_second for each in (*together, plain)]
+    assert speeds[0] > speeds[1] > speeds[2] == pytest.approx(speeds[3])
     slower = replace(measured, reference=0.01).timed(0.02)  # the machine is half as fast
     assert slower.automatic == pytest.approx(2 * measured.automatic)
     assert share_reached(setup, ENGINE, DRAFTS, PROMPTS) == 1

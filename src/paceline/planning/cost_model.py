@@ -127,10 +127,22 @@ class AnswerPasses:
         self._engine = engine
         self._cached = engine.pass_seconds(0, cached, 1, setup.kv_format, read) - engine.at(0)
 
+    def reaching(self, users: int, reached: float) -> StreamPass:
+        """Return the best pass if drafts reach this share of their speed; a plain one may be it."""
+        plain = StreamPass(float(self._seconds(users)[0]), float(self._gained[0]))
+        best = self.best(users)[0]
+        found = StreamPass(best.seconds / reached, best.gained)
+        faster = found.gained / found.seconds > plain.gained / plain.seconds
+        return found if faster else plain
+
+    def _seconds(self, users: int) -> NDArray[np.float64]:
+        """Return the times of a pass with each budget."""
+        seconds = self._engine.at_each(users * (1 + self._nodes)) + users * self._cached
+        return seconds * self._slower + users * self._loop
+
     def best(self, users: int) -> tuple[StreamPass, int]:
         """Return the pass with the most tokens a second, and the best fixed budget of a tree."""
-        seconds = self._engine.at_each(users * (1 + self._nodes)) + users * self._cached
-        seconds = seconds * self._slower + users * self._loop
+        seconds = self._seconds(users)
         speeds = self._gained / seconds
         at, fixed = int(np.argmax(speeds)), int(np.argmax(speeds[: len(self._budgets)]))
         found = StreamPass(float(seconds[at]), float(self._gained[at]))
@@ -171,7 +183,7 @@ def forecast(
         seconds = batch_seconds(
             prompts.of_users(goal.users),
             prompts.answer,
-            lambda users: passes.best(users)[0],
+            lambda users: passes.reaching(users, reached),
             engine.prefill,
             lambda streams: prompt_room(engine.nodes, engine.seconds, streams),
         )
