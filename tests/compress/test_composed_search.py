@@ -9,11 +9,10 @@ from paceline.cli.budget import budget_search
 from paceline.compress.budget.around import split_around
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
-from paceline.compress.reconstruct.recovery import Recovery
 from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.models import load
-from tests.compress.test_shape_search import StoppedError
+from tests.compress.interruption import run_again
 from tests.compress.test_structure import compress, loss, source, texts  # noqa: F401
 
 ZIPLM = "ziplm:trials=6,tokens=160"
@@ -101,20 +100,9 @@ def test_a_composed_search_that_is_interrupted_in_its_recovery_goes_on(
         return found
 
     whole = run(tmp_path / "whole")
-    steps, backwards = [], Recovery._backwards
-
-    def stop(self, rows):
-        steps.append(rows)
-        if len(steps) == 6:
-            raise StoppedError
-        return backwards(self, rows)
-
-    monkeypatch.setattr(Recovery, "_backwards", stop)
-    monkeypatch.setattr("paceline.compress.reconstruct.recovery._KEPT", 0.0)
-    with pytest.raises(StoppedError):
-        run(tmp_path / "out")
-    assert run(tmp_path / "out") == whole
-    assert len(steps) == 6 + 10 - 5
+    again, steps = run_again(monkeypatch, lambda: run(tmp_path / "out"))
+    assert again == whole
+    assert steps == 6 + 10 - 5
     one, other = load(tmp_path / "whole"), load(tmp_path / "out")
     for name in one.weights:
         assert np.array_equal(one.weights.dense(name), other.weights.dense(name)), name

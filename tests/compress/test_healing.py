@@ -8,11 +8,11 @@ import torch
 
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe, parse_steps
-from paceline.compress.reconstruct.recovery import Recovery
 from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.models import load
 from paceline.models.export.safetensors import SafetensorsExport
+from tests.compress.interruption import run_again
 from tests.compress.test_structure import (  # noqa: F401
     changed,
     compress,
@@ -68,23 +68,8 @@ def test_perp_that_is_interrupted_ends_as_if_it_were_not(
 ):
     recipe = "wanda+perp:tokens=800,parameters=masked,rank=2"
     whole, _ = compress(source, tmp_path / "whole", recipe)
-    steps, backwards = [], Recovery._backwards
-
-    class StoppedError(BaseException):
-        pass
-
-    def stop(self, rows):
-        steps.append(rows)
-        if len(steps) == 6:
-            raise StoppedError
-        return backwards(self, rows)
-
-    monkeypatch.setattr(Recovery, "_backwards", stop)
-    monkeypatch.setattr("paceline.compress.reconstruct.recovery._KEPT", 0.0)
-    with pytest.raises(StoppedError):
-        compress(source, tmp_path / "again", recipe)
-    again, _ = compress(source, tmp_path / "again", recipe)
-    assert len(steps) == 6 + 10 - 5
+    (again, _), steps = run_again(monkeypatch, lambda: compress(source, tmp_path / "again", recipe))
+    assert steps == 6 + 10 - 5
     for name in whole.weights:
         assert np.array_equal(whole.weights.dense(name), again.weights.dense(name)), name
 

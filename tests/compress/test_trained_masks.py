@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from paceline.compress.recipe import parse_steps
-from paceline.compress.reconstruct.recovery import Recovery
 from paceline.compress.structure.compresso import Compresso
 from paceline.compress.structure.widths.gates import (
     HIGH,
@@ -21,6 +20,7 @@ from paceline.compress.structure.widths.gates import (
     start_logits,
 )
 from paceline.errors import MethodError
+from tests.compress.interruption import run_again
 from tests.compress.test_healing import weights_of
 from tests.compress.test_structure import compress, loss, source, whole_model  # noqa: F401
 
@@ -108,23 +108,8 @@ def test_masks_that_are_interrupted_end_as_if_they_were_not(
 ):
     recipe = "compresso:multiple=4,tokens=800"
     whole, _ = compress(source, tmp_path / "whole", recipe)
-    steps, backwards = [], Recovery._backwards
-
-    class StoppedError(BaseException):
-        pass
-
-    def stop(self, rows):
-        steps.append(rows)
-        if len(steps) == 6:
-            raise StoppedError
-        return backwards(self, rows)
-
-    monkeypatch.setattr(Recovery, "_backwards", stop)
-    monkeypatch.setattr("paceline.compress.reconstruct.recovery._KEPT", 0.0)
-    with pytest.raises(StoppedError):
-        compress(source, tmp_path / "again", recipe)
-    again, _ = compress(source, tmp_path / "again", recipe)
-    assert len(steps) == 6 + 10 - 5
+    (again, _), steps = run_again(monkeypatch, lambda: compress(source, tmp_path / "again", recipe))
+    assert steps == 6 + 10 - 5
     for name in whole.weights:
         assert np.array_equal(whole.weights.dense(name), again.weights.dense(name)), name
 

@@ -16,17 +16,17 @@ class NodeSettings(Protocol):
 
     @property
     def module(self) -> str:
-        """Whose `run_node(told)` a node runs."""
+        """Name the module whose `run_node(told)` a node runs."""
         ...
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What must be alike on every node, see `check_alike`."""
+        """Return what must be alike on every node, see `check_alike`."""
         ...
 
     @property
     def hop_seconds(self) -> float:
-        """Added to the way of every message, see `Pipeline`."""
+        """Return the seconds added to the way of every message, see `Pipeline`."""
         ...
 
     @property
