@@ -68,7 +68,7 @@ def test_all_arms_are_measured_and_every_page_is_given_back(lm):
 
 def test_a_faster_drafter_is_switched_to_and_answers_stay(lm, monkeypatch):
     worker = Worker(lm)
-    tuner = IdleTuner(worker)
+    tuner = IdleTuner(worker, threads=False)
     before = feed(tuner, worker, lm)
     monkeypatch.setattr(tuner, "_speed", lambda arm: 9.0 if arm.method == Suffix() else 1.0)
     finish(tuner)
@@ -88,7 +88,7 @@ def test_a_faster_drafter_is_switched_to_and_answers_stay(lm, monkeypatch):
 
 def test_a_slightly_faster_drafter_is_not(lm, monkeypatch):
     worker = Worker(lm)
-    tuner = IdleTuner(worker)
+    tuner = IdleTuner(worker, threads=False)
     feed(tuner, worker, lm)
     monkeypatch.setattr(tuner, "_speed", lambda arm: 1.04 if arm.method == Suffix() else 1.0)
     finish(tuner)
