@@ -124,6 +124,15 @@ def test_passes_of_answers_may_take_longer_than_the_curve():
     assert slow.tokens_per_second == pytest.approx(1 / (0.02 + 250e-5))
 
 
+def test_passes_of_several_users_are_those_of_the_curve_with_what_each_adds():
+    prompts = PromptFacts(1, 50)  # all users begin with the first pass
+    slowdown = Slowdown(plain=0.5, full=3.0, nodes=7, stream=1e-3)
+    plain, goal = Setup("m", drafter="plain"), Goal(users=8)
+    said = forecast(plain, ENGINE, NO_DRAFTS, prompts, goal, slowdown)
+    seconds = ENGINE.at(8) + 8 * prompts.cached * ENGINE.slope + 8e-3
+    assert said.tokens_per_second == pytest.approx(8 / seconds, rel=0.03)
+
+
 def test_curves_go_on_beyond_their_end():
     assert ENGINE.at(34) == pytest.approx(0.04)
     assert ENGINE.at(9) == pytest.approx(0.015)

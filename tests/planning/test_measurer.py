@@ -127,6 +127,7 @@ def test_a_drafter_is_described(measurer):
     assert plain.forward > 0
     assert facts.automatic > 0
     assert plain.automatic == 0  # a budget has nothing to choose
+    assert plain.stream >= facts.stream == 0
 
 
 def test_a_drafter_that_is_slower_than_passes_answers_one_prompt(measurer, monkeypatch):

@@ -14,11 +14,15 @@ user:
 where o is what the decoding loop takes besides. T is the shortest time of passes that were run for
 it; how much longer the passes of answers take, r, is measured for plain passes and for full trees,
 and interpolated between them. An automatic budget is as fast as the best of its choices would be,
-times the share of that speed that it reached when it was measured. Several users are scheduled as
-the server does it, pass by pass: see `batch_schedule`. A format that has not been measured takes
-its bytes over the memory bandwidth, or the curve of the measured one scaled by the bytes. Memory is
-that of weights, keys and values, drafters, and the logits of a pass. docs/guides/plan.md states
-what the model leaves out.
+times the share of that speed that it reached when it was measured.
+
+Several users are scheduled as the server does it, pass by pass: see `batch_schedule`. r is then 1,
+as such passes make all logits, like those of the curve, and o is what each text added to the plain
+passes of a small batch.
+
+A format that has not been measured takes its bytes over the memory bandwidth, or the curve of the
+measured one scaled by the bytes. Memory is that of weights, keys and values, drafters, and the
+logits of a pass. docs/guides/plan.md states what the model leaves out.
 """
 
 from __future__ import annotations
@@ -66,11 +70,13 @@ class Slowdown:
         plain: of passes without drafts.
         full: of passes with the largest trees.
         nodes: beyond the root, of the largest trees.
+        stream: seconds that each of several users adds to a pass, beside the pass itself.
     """
 
     plain: float = 1.0
     full: float = 1.0
     nodes: float = MAX_NODES
+    stream: float = 0.0
 
     @classmethod
     def of(
@@ -83,9 +89,9 @@ class Slowdown:
         one = plain.forward / engine.pass_seconds(1, cached, 1, "auto")
         nodes = drafts.nodes[-1]
         if not (drafts.forward and nodes):
-            return cls(one, one)
+            return cls(one, one, stream=plain.stream)
         full = drafts.forward / engine.pass_seconds(1 + nodes, cached, 1, "auto")
-        return cls(one, full, nodes)
+        return cls(one, full, nodes, plain.stream)
 
     def at(self, nodes: ArrayLike) -> NDArray[np.float64]:
         """Return that of trees with so many nodes beyond the root."""
@@ -121,9 +127,9 @@ class AnswerPasses:
         more = [drafts.likely_gained, drafts.likely_sizes] if likely else [(), ()]
         self._gained = np.append(np.array(drafts.gained)[self._budgets], more[0])
         self._nodes = np.append(np.array(drafts.nodes)[self._budgets], more[1])
-        self._slower = slowdown.at(self._nodes)
+        self._slower, self._stream = slowdown.at(self._nodes), slowdown.stream
         idle = np.append(self._budgets == 0, np.zeros(len(more[0]), bool))
-        self._loop = drafts.overhead + np.where(idle, 0.0, drafts.seconds)
+        self._overhead, self._draft = drafts.overhead, np.where(idle, 0.0, drafts.seconds)
         self._engine = engine
         self._cached = engine.pass_seconds(0, cached, 1, setup.kv_format, read) - engine.at(0)
 
@@ -138,7 +144,9 @@ class AnswerPasses:
     def _seconds(self, users: int) -> NDArray[np.float64]:
         """Return the times of a pass with each budget."""
         seconds = self._engine.at_each(users * (1 + self._nodes)) + users * self._cached
-        return seconds * self._slower + users * self._loop
+        if users == 1:
+            return seconds * self._slower + self._overhead + self._draft
+        return seconds + users * (self._stream + self._draft)
 
     def best(self, users: int) -> tuple[StreamPass, int]:
         """Return the pass with the most tokens a second, and the best fixed budget of a tree."""

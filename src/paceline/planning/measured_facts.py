@@ -203,6 +203,8 @@ class DraftFacts:
         likely_gained, likely_sizes: the same where each pass keeps the nodes above some path
             probability, for several of those.
         automatic: seconds of a token with an automatic budget; 0 where it was not measured.
+        stream: seconds that each text of a batch adds to a pass of plain decoding, beside the pass
+            itself; 0 where it was not measured.
     """
 
     gained: tuple[float, ...]
@@ -217,6 +219,7 @@ class DraftFacts:
     likely_gained: tuple[float, ...] = ()
     likely_sizes: tuple[float, ...] = ()
     automatic: float = 0.0
+    stream: float = 0.0
 
     @property
     def budget(self) -> int:
@@ -246,8 +249,8 @@ class DraftFacts:
             int(found[name]) for name in ("state_bytes", "model_bytes", "page_bytes")
         )
         reference = float(found["reference"])
-        seconds, overhead, forward, automatic = (
-            float(found[name]) for name in ("seconds", "overhead", "forward", "automatic")
+        seconds, overhead, forward, automatic, stream = (
+            float(found[name]) for name in ("seconds", "overhead", "forward", "automatic", "stream")
         )
         sizes = tuple(map(float, found["sizes"]))
         if sizes and (len(sizes) != len(gained) or not all(0 <= n < 1e6 for n in sizes)):
@@ -258,8 +261,9 @@ class DraftFacts:
         if len(likely) != len(nodes) or not all(0 <= n < 1e6 for n in (*likely, *nodes)):
             raise ValueError("other likely sizes than gains")
         times = (seconds, overhead, forward)
-        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes, automatic)
-        if not min(*times, reference, automatic) >= 0:
+        more = (automatic, stream)
+        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes, *more)
+        if not min(*times, reference, *more) >= 0:
             raise ValueError("a time below 0")
         return facts
 
@@ -272,6 +276,7 @@ class DraftFacts:
             overhead=ratio * self.overhead,
             forward=ratio * self.forward,
             automatic=ratio * self.automatic,
+            stream=ratio * self.stream,
             reference=ratio * self.reference,
         )
 

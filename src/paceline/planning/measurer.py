@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import registry
-from paceline.core import Request
+from paceline.core import Cost, Request
 from paceline.drafters.base import Drafter, engines_of
 from paceline.engines.base import Engine
 from paceline.engines.cost import measure_cost
@@ -43,6 +43,7 @@ from paceline.planning.model_sizes import page_bytes
 from paceline.planning.scorers import scorer
 from paceline.planning.settled_head import settle_head
 from paceline.planning.setups import CacheForm
+from paceline.planning.stream_overhead import stream_seconds
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
 _REPEATS = 5
@@ -169,11 +170,7 @@ class EngineMeasurer:
         lm = self.open(path, _options(weight_format, threads=threads, weights=weights_memory))
         engine, context = lm.engine, lm.engine.config.context
         copy = settle_head(engine)
-        cost = (
-            measure_streamed(engine, _STREAMED_SECONDS)
-            if streams
-            else known_cost(engine, self._folder)
-        )
+        cost = measure_streamed(engine, _STREAMED_SECONDS) if streams else self._cost(lm)
         facts = EngineFacts(
             str(engine.format),
             _resident(engine, weights_memory) + copy,
@@ -284,8 +281,12 @@ class EngineMeasurer:
             likely_gained=tuple((tokens / likely[0].clip(1.0)).clip(1.0).tolist()),
             likely_sizes=tuple((likely[1] / likely[0].clip(1.0)).tolist()),
             automatic=automatic,
+            stream=0.0 if drafter != "plain" else stream_seconds(lm, requests, self._cost(lm)),
         )
         return facts.document()
+
+    def _cost(self, lm: LM) -> Cost:
+        return known_cost(lm.engine, self._folder)
 
     @staticmethod
     def _automatic(lm: LM, drafter: Drafter, requests: Sequence[Request]) -> float:
