@@ -46,7 +46,7 @@ from paceline.planning.setups import CacheForm
 from paceline.planning.stream_overhead import stream_seconds
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
-_REPEATS = 5
+_REPEATS, _REFERENCE_REPEATS = 5, 15
 _STREAMED_SECONDS = 6.0  # of measuring T(n) where weights stream from disk
 _PROMPT_SECONDS = 1.0  # after which reading a prompt is not timed again
 _PROMPT_REPEATS = 3
@@ -143,10 +143,13 @@ class EngineMeasurer:
         return measure_bandwidth().bytes_per_second
 
     def reference(self) -> float:
-        """Return the seconds of a plain pass of the planned model, now."""
+        """Return the seconds of a plain pass of the planned model now, the median.
+
+        The shortest of a few may be that of a moment in which the machine ran faster.
+        """
         engine = self.open(self._path, _options("auto")).engine
         near = min(_NEAR, engine.config.context // 4)
-        return measure_cost(engine, near, (1,), _REPEATS, pick=min).seconds[0]
+        return measure_cost(engine, near, (1,), _REFERENCE_REPEATS).seconds[0]
 
     def open(self, path: str, options: dict[str, Any]) -> LM:
         """Return an opened model: the planned one, as it is stored, stays open, others do not."""
