@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import pytest
 
-from paceline.compress.reconstruct.recovery import Recovery
+from paceline.compress.reconstruct.descent import Descent
 
 T = TypeVar("T")
 
@@ -20,15 +20,15 @@ def run_again(monkeypatch: pytest.MonkeyPatch, run: Callable[[], T], at: int = 6
     Returns:
         what it then returns, and the steps that both runs began.
     """
-    begun, backwards = [], Recovery._backwards
+    begun, step_by = [], Descent.step_by
 
-    def stop(self, rows):
-        begun.append(rows)
+    def stop(self, backwards):
+        begun.append(backwards)
         if len(begun) == at:
             raise StoppedError
-        return backwards(self, rows)
+        step_by(self, backwards)
 
-    monkeypatch.setattr(Recovery, "_backwards", stop)
+    monkeypatch.setattr(Descent, "step_by", stop)
     monkeypatch.setattr("paceline.compress.reconstruct.recovery._KEPT", 0.0)
     with pytest.raises(StoppedError):
         run()
