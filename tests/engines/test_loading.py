@@ -17,7 +17,7 @@ from paceline.engines import open_engine
 from paceline.engines.native import NativeEngine
 from paceline.errors import ModelError
 from paceline.models import load
-from paceline.models.formats.safetensors import is_mapped
+from paceline.models.formats.mapped import is_mapped
 from tests.conftest import shared
 
 PEAK = """

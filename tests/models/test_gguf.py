@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paceline.errors import ModelError
 from paceline.models.formats.gguf import GGUFFile, is_gguf
-from paceline.models.formats.safetensors import is_mapped
+from paceline.models.formats.mapped import is_mapped
 
 Key = tuple[bytes, int, bytes]  # name, type, value
 Tensor = tuple[bytes, Sequence[int], int, int]  # name, sizes, type, offset

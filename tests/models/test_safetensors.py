@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from paceline.errors import ModelError
 from paceline.models.formats import safetensors as module
-from paceline.models.formats.safetensors import is_mapped, open_tensors, read_file
+from paceline.models.formats.mapped import is_mapped
+from paceline.models.formats.safetensors import open_tensors, read_file
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -281,12 +281,14 @@ class CompressionJob:
         """Return the float32 tensors of a layer."""
         import torch
 
-        prefix = f"layers.{index}."
-        return {
-            name.removeprefix(prefix): torch.from_numpy(np.array(self.model.weights.dense(name)))
-            for name in self.model.weights
+        prefix, weights = f"layers.{index}.", self.model.weights
+        tensors = {
+            name.removeprefix(prefix): torch.from_numpy(np.array(weights.dense(name)))
+            for name in weights
             if name.startswith(prefix)
         }
+        weights.free_pages()  # layer by layer, all of the file would come to be in memory
+        return tensors
 
 
 def _rows(weight: object, index: np.ndarray) -> np.ndarray:

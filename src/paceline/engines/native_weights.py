@@ -22,7 +22,8 @@ from paceline.engines.formats import (
 from paceline.engines.low_rank_terms import LowRankTerm, pays, split_term
 from paceline.engines.row_codes import Rows
 from paceline.errors import ModelError
-from paceline.models.formats.safetensors import Stored, is_mapped
+from paceline.models.formats.mapped import is_mapped
+from paceline.models.formats.safetensors import Stored
 from paceline.models.tensors import (
     BlockQuantized,
     Dense,

@@ -16,6 +16,7 @@ from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.family import Family
 from paceline.models.formats.gguf import GGUFFile, GGUFTensor
+from paceline.models.formats.mapped import free_pages
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.formats.stored_forms import StoredForms
@@ -118,6 +119,12 @@ class Weights(Mapping[str, Linear | Floats]):
             return self._matrix(name, tensor)
         except ModelError as error:
             raise ModelError(f"tensor {name} of {self.path}: {error}") from None
+
+    def free_pages(self) -> None:
+        """Take what was read of the files out of memory; it is read again where it is used."""
+        held = self._tensors.values()
+        stored = (each.values for each in held if isinstance(each, Stored))
+        free_pages((*stored, *(each.data for each in held if isinstance(each, BlockQuantized))))
 
     def shape(self, name: str) -> Shape:
         """Return the shape of a weight, a matrix's as [out, in]; nothing is read."""

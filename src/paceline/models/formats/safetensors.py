@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +158,6 @@ def _check_cover(path: Path, spans: dict[str, _Span], size: int) -> None:
             f"{path} is truncated or inconsistent: its header describes {position} bytes of "
             f"tensors and the file has {size}; download it again"
         )
-
-
-def is_mapped(values: NDArray[Any]) -> bool:
-    """Return whether an array is a view of a mapped file."""
-    while isinstance(values.base, np.ndarray):
-        values = values.base
-    return isinstance(values.base, mmap)
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
