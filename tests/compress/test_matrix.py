@@ -64,6 +64,8 @@ RECIPES = {
     if method.__module__.startswith("paceline.")
 } | {
     "pst": "wanda+pst:steps=2,rank=2",
+    "darex": "temp_lora:rank=2+darex:drop=0.5,rows=1+rtn:bits=8,group=32",
+    "changes to a base": "temp_lora:rank=2+darex:drop=0.5,rows=1",
     "pruner and quantizer": "sparsegpt:pattern=2:4+gptq:bits=3,group=32",
     "pruner and correction": "wanda:pattern=2:4+eora:rank=8",
     "pruner, quantizer and correction": "dass+rtn:bits=4,group=32+eora:rank=4",

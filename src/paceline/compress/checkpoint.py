@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from paceline.compress.base import MATRICES, Statistics
 from paceline.compress.work_folder import WorkFolder
 from paceline.errors import ModelError
+from paceline.models import load
 from paceline.models.export.hf_settings import hf_settings
 from paceline.models.export.hf_tokenizer import tokenizer_files
 from paceline.models.export.safetensors import check_describes
+from paceline.models.fields import read_json
+from paceline.models.formats.base_checkpoint import Base, base_of, changes
 from paceline.models.formats.safetensors import Stored, read_file
 from paceline.models.formats.stored_forms import arrays_of, scheme
 from paceline.models.formats.writer import write_arrays, write_bytes, write_json
@@ -61,7 +64,7 @@ class Target:
         if model.config.tied:
             wanted.pop("head", None)
         check_describes(model, config, wanted)
-        settings["quantization_config"] = scheme(str(recipe))
+        settings["quantization_config"] = scheme(str(recipe), _base(model, recipe))
         offset = model.config.norm_offset - config.norm_offset
         return cls(settings, offset, tokenizer_files(model))
 
@@ -151,6 +154,9 @@ def write_checkpoint(
     for index in range(layers):
         tensors = read_file(work.final_file(index))
         arrays |= {name: (each.dtype, each.values) for name, each in tensors.items()}
+    base = base_of(target.settings)
+    if base is not None:
+        arrays = changes(arrays, load(base.find(folder)).weights)
     if target.norm_offset:
         arrays = {name: _moved(name, *each, target.norm_offset) for name, each in arrays.items()}
     write_arrays(folder / "model.safetensors", arrays)
@@ -158,6 +164,25 @@ def write_checkpoint(
         write_bytes(folder / name, content)
     write_json(folder / "config.json", dict(target.settings))
     return _size(arrays)
+
+
+def _base(model: Model, recipe: Recipe) -> Base | None:
+    """Return the checkpoint that only differences from are written; None to write all.
+
+    Raises:
+        ModelError: it is no checkpoint, or holds differences itself.
+    """
+    path = recipe.changes_of
+    if path is None:
+        return None
+    base = load(path) if path else model
+    held = base.path.is_dir() and base_of(read_json(base.path / "config.json")) is not None
+    if held:
+        raise ModelError(
+            f"{base.path} holds changes to another checkpoint, and can be no base itself; write "
+            "it whole with `paceline convert` first"
+        )
+    return Base.named(base.path, base.fingerprint())
 
 
 def _outer(

@@ -221,6 +221,16 @@ class Recipe:
         return self.steps.structures
 
     @property
+    def changes_of(self) -> str | None:
+        """Return the checkpoint that only differences from are written; None to write all.
+
+        That is so where a structure says it and nothing comes after; empty for the source.
+        """
+        last = self.structures[-1] if self.structures else None
+        alone = not self.steps.compressors and not self.rules and not self.head.compressors
+        return last.changes_of if last is not None and alone else None
+
+    @property
     def tuners(self) -> tuple[BlockTuner, ...]:
         """Tuners of whole blocks; rules cannot change them."""
         return self.steps.tuners

@@ -10,8 +10,10 @@ from pathlib import Path
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
+from paceline.models.formats.base_checkpoint import Base, base_of
 from paceline.models.formats.gguf import GGUFFile
 from paceline.models.formats.quantized import read_packing
+from paceline.models.formats.stored_forms import StoredForms
 from paceline.models.generation import Defaults, read_defaults, read_gguf_defaults
 from paceline.models.gguf_config import read_gguf_config
 from paceline.models.gguf_tokenizer import open_gguf_tokenizer
@@ -119,11 +121,30 @@ def _load(folder: Path) -> Model:
         return _load_gguf(GGUFFile.open(folder))
     values = read_json(folder / "config.json")
     packing = read_packing(values)
+    if isinstance(packing, StoredForms) and packing.base is not None:
+        packing = replace(packing, base=_opened(folder, packing.base))
     if packing:
         values = values | {"quantization_config": None}
     config, family, biased = read_config(values)
     config, weights = open_weights(folder, config, family, biased, packing)
     return Model(folder, config, weights, read_defaults(folder, config))
+
+
+def _opened(folder: Path, base: Base) -> Base:
+    """Return the base of a checkpoint with its weights.
+
+    Raises:
+        ModelError: it is not there, has changed since, or has a base itself.
+    """
+    path = base.find(folder)
+    if path.is_dir() and base_of(read_json(path / "config.json")) is not None:
+        raise ModelError(
+            f"{folder} holds changes to {path}, which holds changes itself; write {path} whole "
+            "with `paceline convert`, and compress again"
+        )
+    model = _load(path)
+    base.check(folder, path, model.fingerprint())
+    return base.with_weights(model.weights)
 
 
 def _load_gguf(file: GGUFFile) -> Model:

@@ -71,6 +71,14 @@ class StructureMethod(Compressor, ABC):
     added_biases: ClassVar[frozenset[str]] = frozenset()
     changes_hidden: ClassVar[bool] = False
 
+    @property
+    def changes_of(self) -> str | None:
+        """Checkpoint that most weights are of, so that only others are written; None for no such.
+
+        Empty text is the model that is compressed.
+        """
+        return None
+
     @abstractmethod
     def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
         """Return what becomes of a model.

@@ -4,7 +4,8 @@ Tensors have canonical names (see `tensor_names`), e.g. `layers.0.q`. A matrix i
 floating-point numbers is several tensors `NAME:PART`: `meta`, JSON in bytes with the form's name,
 its shape and its numbers, and the arrays of `Linear.tensors`. Nothing of a file is executed, and no
 form is read that is not one of `models.tensors`. `PackedFloats` are decoded when they are read, on
-all cores, one matrix at a time: everything else sees the matrix that was packed.
+all cores, one matrix at a time: everything else sees the matrix that was packed. A checkpoint with
+a base holds only what differs from it, see `base_checkpoint`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from paceline.errors import ModelError
 from paceline.machine import usable_cores
+from paceline.models.formats.base_checkpoint import BASE, Base
 from paceline.models.formats.packed import FLOATS, FileTensor, Packed
 from paceline.models.formats.safetensors import Stored
 from paceline.models.tensors import Dense, Linear, PackedFloats, from_tensors
@@ -32,9 +34,15 @@ _MARK = ":"
 
 @dataclass(frozen=True)
 class StoredForms:
-    """The layout of a checkpoint that `paceline compress` wrote."""
+    """The layout of a checkpoint that `paceline compress` wrote.
+
+    Attributes:
+        base: the checkpoint whose weights are read where this one holds none; None for no such.
+    """
 
     canonical = True  # names of tensors are ours, not those of the family
+
+    base: Base | None = None
 
     @classmethod
     def of(cls, scheme: Mapping[str, Any]) -> StoredForms:
@@ -49,7 +57,7 @@ class StoredForms:
                 f"the checkpoint has version {version!r:.20} of our stored forms, expected "
                 f"{VERSION}; a newer Paceline reads it"
             )
-        return cls()
+        return cls(None if scheme.get(BASE) is None else Base.of(scheme[BASE]))
 
     def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each matrix as one; see `Packing.collect`."""
@@ -62,15 +70,20 @@ class StoredForms:
             else:
                 rest[name] = tensor
         for name, arrays in parts.items():
+            what = f"{name!r:.80} of {folder}"
             if name in rest:
                 raise ModelError(f"{folder} holds tensor {name!r:.80} in two forms")
-            rest[name] = _packed(f"{name!r:.80} of {folder}", arrays)
-        return rest
+            if self.base is None:
+                rest[name] = _packed(what, arrays)
+            else:
+                rest[name] = self.base.changed(what, name, _packed(what, arrays))
+        return rest if self.base is None else self.base.completed(rest)
 
 
-def scheme(recipe: str) -> dict[str, Any]:
+def scheme(recipe: str, base: Base | None = None) -> dict[str, Any]:
     """Return the `quantization_config` of a checkpoint that a recipe made."""
-    return {"quant_method": QUANT_METHOD, "version": VERSION, "recipe": recipe}
+    values: dict[str, Any] = {"quant_method": QUANT_METHOD, "version": VERSION, "recipe": recipe}
+    return values if base is None else values | {BASE: base.values}
 
 
 def arrays_of(name: str, weight: Linear | NDArray[Any]) -> dict[str, tuple[str, NDArray[Any]]]:
