@@ -114,6 +114,20 @@ def test_it_runs_to_its_end(script, tmp_path):
     assert done.stdout.strip()
 
 
+def test_caches_of_the_reference_engine_are_compared():
+    words = SMOKE["kv_formats.py"].format(models=shared("models")).split()
+    more = ["--engine", "reference", "--formats", "auto", "gear:span=32,bits=2", "--contexts"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kv_formats.py", *words, *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| gear:span=32,bits=2 |" in done.stdout
+
+
 def run_gpu(*words):
     return subprocess.run(
         ["bash", "benchmarks/gpu.sh", *map(str, words)],

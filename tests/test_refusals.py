@@ -12,6 +12,7 @@ from paceline.compatibility import RULES
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
+from paceline.engines.kv_formats import GroupedFormat
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import CombinationError
 from paceline.kvcache.sliding_window import SlidingWindow
@@ -83,7 +84,7 @@ def latents_in_groups():
     factors = LowRank(Dense(np.ones((heads, 4), np.float32)), right)
     weights = {f"layers.0.{name}": factors for name in "kv"}
     engine = object.__new__(ReferenceEngine)
-    engine.config, engine._kv_bits, engine.kv_format = config, 4, "int4"
+    engine.config, engine._grouped, engine.kv_format = config, GroupedFormat(), "gear"
     engine._take_latents(weights)
 
 
@@ -101,6 +102,7 @@ TRIGGERS = {
     "kv-policy-guide": lambda: bounded("plain", guide="cfg"),
     "kv-policy-pattern": lambda: bounded("plain", {"attention": "lm_infinite"}),
     "native-dual-chunk": lambda: lm(rope="dual_chunk:factor=2"),
+    "native-low-rank-kv": lambda: lm(kv_format="gear:rank=2"),
     "static-dual-chunk": lambda: lm(engine="static", rope="dual_chunk:factor=2"),
     "pattern-dual-chunk": lambda: lm(
         engine="reference", attention="quest", rope="dual_chunk:factor=2"

@@ -68,6 +68,7 @@ class Side(StrEnum):
     THREADS = "a number of threads"
     KV_FORMAT = "a format of the cache"
     GROUPED_KV = "a cache in groups of positions"
+    LOW_RANK_KV = "a cache with a low rank of its errors"
     LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
@@ -126,13 +127,13 @@ RULES = (
     Rule(
         S.KV_POLICY,
         S.GROUPED_KV,
-        "32 positions are rounded together, and no single row can leave them",
+        "its positions are rounded in groups, and no single row can leave them",
         "take kv_format int8 or fp16, or leave the policy out",
     ),
     Rule(
         S.POSITION_DRAFTER,
         S.GROUPED_KV,
-        "32 positions are rounded together, and the drafter chooses single ones",
+        "its positions are rounded in groups, and the drafter chooses single ones",
         "take kv_format int8 or fp16, or another drafter",
     ),
     Rule(
@@ -155,7 +156,7 @@ RULES = (
     Rule(
         S.DOCUMENTS,
         S.GROUPED_KV,
-        "32 positions are rounded together, and documents begin and end between them",
+        "its positions are rounded in groups, and documents begin and end between them",
         "take kv_format int8 or fp16, or give the documents as part of the prompt",
     ),
     Rule(
@@ -334,6 +335,12 @@ RULES = (
     Rule(S.PATTERN, S.DUAL_CHUNK, "patterns choose by distances that it changes"),
     Rule(S.GROUPED_KV, S.DUAL_CHUNK, "it scores single positions"),
     Rule(S.KV_POLICY, S.DUAL_CHUNK, "it scores positions that policies evict"),
+    Rule(
+        S.NATIVE,
+        S.LOW_RANK_KV,
+        "its kernels read neither factors nor outliers",
+        "add --engine reference, or take kv_format int4 or int3",
+    ),
     Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
     Rule(S.NATIVE, S.EXITS, "it runs a layer for all tokens of a pass", "add --engine reference"),
     Rule(
@@ -397,7 +404,7 @@ RULES = (
         S.REFERENCE,
         S.KV_FORMAT,
         "it caches keys and values in the format of its weights",
-        "leave kv_format out, or take int4 or int3",
+        "leave kv_format out, or take int4, int3 or gear",
     ),
     Rule(S.STATIC, S.PATTERN, "its passes read all positions", "add --engine reference"),
     Rule(S.STATIC, S.EXITS, "its passes run all layers", "add --engine reference"),

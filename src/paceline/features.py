@@ -95,7 +95,6 @@ NOT_YET = (
     299,
     332,
     346,
-    417,
     420,
     428,
     433,
@@ -181,6 +180,14 @@ FEATURES = (
         "compressed caches",
         "Keep keys and values in fp16 or int8; a pass reads them as they are.",
         "native/engine/kv_cache.cpp",
+    ),
+    Feature(
+        "caches with corrected errors",
+        "Round keys and values to few bits, keep outliers, and add a low rank of the errors, in "
+        "the reference engine (`--kv-format gear:bits=3,rank=2`).",
+        "src/paceline/engines/grouped_rounding.py",
+        (417,),
+        {417: "the native engine: memory that is saved, and times"},
     ),
     Feature(
         "dual chunk attention",

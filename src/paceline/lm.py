@@ -78,7 +78,8 @@ class LM:
             may use.
         device: device of the torch engines, e.g. `cuda`.
         kv_format: format of the native engine's cached keys and values: `fp32`, `fp16`, `int8`,
-            `int4`, `int3`; `auto` is `fp32`. The last two are formats of the reference engine, too.
+            `int4`, `int3`; `auto` is `fp32`. The last two are formats of the reference engine, too,
+            which has `gear` besides.
         memory: bytes, or text such as `80MB`: of a nested checkpoint (recipe `bitstack`,
             `any_precision` or `llm_qfa`) only as many blocks are loaded as fit; `4bits` loads the
             codes of the latter two with so many bits. The engine is then one that holds the blocks

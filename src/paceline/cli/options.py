@@ -118,7 +118,7 @@ class EngineOptions:
     kv_format: Annotated[
         str,
         typer.Option(
-            help="Format of cached keys and values: fp32, fp16, int8, int4, int3; auto: fp32."
+            help="Format of cached keys and values: fp32, fp16, int8, int4, int3, gear; auto: fp32."
         ),
     ] = "auto"
     memory: Memory = None

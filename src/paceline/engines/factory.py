@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from paceline.compatibility import Side, check
 from paceline.engines.base import Engine
 from paceline.engines.collaborators import AttentionPattern, LayerExits
-from paceline.engines.kv_formats import GROUPED_KV
+from paceline.engines.kv_formats import GROUPED_KV, grouped_format
 from paceline.engines.part import Part
 from paceline.engines.sides import model_sides
 from paceline.errors import MethodError, unknown
@@ -64,7 +64,7 @@ def open_engine(
             runs, in the reference engine. `act=int8` beside it rounds activations to
             8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
-            nothing. The reference engine has int4 and int3 besides the format of its weights.
+            nothing. The reference engine has int4, int3 and gear besides the format of its weights.
         pattern: attention pattern; of the native engine one that chooses runs of positions.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
         weights_memory: most bytes of weights in memory, of the native engine; see `NativeEngine`.
@@ -91,7 +91,7 @@ def open_engine(
             sides[Side.PIPELINE] = "a pipeline"
         if threads is not None:
             sides[Side.THREADS] = f"threads={threads}"
-        if kv_format != "auto" and (static or kv_format not in GROUPED_KV):
+        if kv_format != "auto" and (static or grouped_format(kv_format) is None):
             sides[Side.KV_FORMAT] = f"kv_format={kv_format}"
         elif kv_format != "auto":
             sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
@@ -113,6 +113,8 @@ def open_engine(
         sides[kind] = f"the attention pattern {pattern.name}"
         if kv_format in GROUPED_KV:
             sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
+    if grouped_format(kv_format) is not None and kv_format not in GROUPED_KV:
+        sides[Side.LOW_RANK_KV] = f"kv_format={kv_format}"
     if device is not None:
         sides[Side.DEVICE] = f"device={device}"
     if exits is not None:

@@ -20,8 +20,9 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept, check_rows
 from paceline.engines.collaborators import AttentionPattern
-from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
-from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
+from paceline.engines.grouped_cache import GroupedView, rounded_rows
+from paceline.engines.grouped_rounding import to_half
+from paceline.engines.kv_formats import NO_GROUPED_KV, grouped_format
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.part import Part
@@ -62,8 +63,8 @@ class ReferenceEngine(Engine):
         pattern: which cached positions are read; None: all that the model shows.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         stored: keep the matrices of the layers as they are stored, see `StoredLayers`.
-        kv_format: int4 or int3 rounds keys and values as `grouped_cache` says (the memory that they
-            take stays that of `dtype`); auto keeps them in `dtype`.
+        kv_format: int4, int3 or gear rounds keys and values as `grouped_cache` says (the memory
+            that they take stays that of `dtype`); auto keeps them in `dtype`.
         part: layers that are run, by `forward_part`; None: all. `config` and `weights` are those
             of the whole model.
 
@@ -117,8 +118,8 @@ class ReferenceEngine(Engine):
         self.dtype = dtype
         self.kv_format = next(name for name, known in DTYPES.items() if known == dtype)
         self.format = STORED if stored else self.kv_format
-        self._kv_bits = GROUPED_KV.get(kv_format)
-        if self._kv_bits is not None:
+        self._grouped = grouped_format(kv_format)
+        if self._grouped is not None:
             self.kv_format = kv_format
             self.abilities = self.abilities - NO_GROUPED_KV
         self._live: WeakSet[ReferenceCache] = WeakSet()
@@ -155,7 +156,7 @@ class ReferenceEngine(Engine):
             factors = latent_factors(weights, index, layer)
             if factors is None:
                 continue
-            if self._kv_bits is not None:
+            if self._grouped is not None:
                 latents, grouped = f"layer {index}", f"kv_format={self.kv_format}"
                 check({Side.LATENTS: f"the latents of {latents}", Side.GROUPED_KV: grouped})
             made = {
@@ -369,8 +370,8 @@ class ReferenceEngine(Engine):
         if Ability.KEYS not in self.abilities:
             raise RequestError("this model's layers cache latents, not keys and values")
         keys, values = own.layers[layer][:, :, : own.held(layer)].float()
-        if self._kv_bits is not None:
-            keys, values = rounded_rows(keys, values, self._kv_bits)
+        if self._grouped is not None:
+            keys, values = rounded_rows(keys, values, self._grouped)
         return np.array(keys.cpu().numpy(), np.float32), np.array(values.cpu().numpy(), np.float32)
 
     def track_queries(self, sequence: Cached, window: int) -> None:
@@ -510,8 +511,8 @@ class ReferenceEngine(Engine):
             layer, weights = config.layers[index], self._layers[index]
             seen = visible(sequence, index, layer, tree, view.positions)
             extend_cache: blocks.Cache = partial(self._cache, sequence, index)
-            if self._kv_bits is not None:
-                grouped = GroupedView.of(tree, sequence.length, seen)
+            if self._grouped is not None:
+                grouped = GroupedView.of(tree, sequence.length, seen, self._grouped)
                 extend_cache = partial(self._cache_grouped, sequence, index, grouped)
                 seen = grouped.seen
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
@@ -575,9 +576,8 @@ class ReferenceEngine(Engine):
         self, sequence: ReferenceCache, index: int, view: GroupedView, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values in fp16; return those of the columns of a view."""
-        assert self._kv_bits is not None
         rows = sequence.write(index, to_half(keys), to_half(values))
-        return view.extend(*rows, self._kv_bits)
+        return view.extend(*rows)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

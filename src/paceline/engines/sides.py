@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side
-from paceline.engines.kv_formats import GROUPED_KV
+from paceline.engines.kv_formats import grouped_format
 from paceline.models.config import ModelConfig
 from paceline.models.rope import DUAL_CHUNK
 
@@ -20,7 +20,7 @@ def engine_sides(engine: Engine) -> dict[Side, str]:
         sides[Side.PATTERN] = f"the attention pattern {engine.pattern.name}"
     if engine.exits is not None:
         sides[Side.EXITS] = f"the exit policy {engine.exits.name}"
-    if engine.kv_format in GROUPED_KV:
+    if grouped_format(engine.kv_format) is not None:
         sides[Side.GROUPED_KV] = f"kv_format={engine.kv_format}"
     return sides
 

@@ -90,7 +90,9 @@ class ServerSettings:
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
         str,
-        SettingInfo("Format of cached keys and values: fp32, fp16, int8, int4, int3; auto: fp32."),
+        SettingInfo(
+            "Format of cached keys and values: fp32, fp16, int8, int4, int3, gear; auto: fp32."
+        ),
     ] = "auto"
     attention: Annotated[
         str | None, SettingInfo("Attention pattern of every answer, as in `paceline generate`.")
