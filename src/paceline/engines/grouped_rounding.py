@@ -48,7 +48,7 @@ def round_values(values: Tensor, form: GroupedFormat) -> Tensor:
     if form.group:
         shape = (count, heads, size)
         group, numbers, marked = form.group, rows.reshape(shape), kept.reshape(shape)
-    parts = zip(numbers.split(group, -1), marked.split(group, -1), strict=True)
+    parts = zip(torch.split(numbers, group, -1), torch.split(marked, group, -1), strict=True)
     coarse = torch.cat([_round(part, mark, form.bits, -1) for part, mark in parts], -1)
     spans = (heads, count // form.span, form.span, size)
     whole, rough, marked = (
