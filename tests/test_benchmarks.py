@@ -44,6 +44,9 @@ SMOKE = {
     "pipeline.py": SMALL
     + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --hop 0.001 --count 1"
     + " --tokens 6 --requests 3 --request-tokens 6 --kills 1",
+    "pipeline_batches.py": SMALL
+    + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --users 2 --hop 0.001"
+    + " --tokens 6 --rounds 1 --budgets plain",
     "prefill_apart.py": SMALL + " --length 150 --rounds 1 --memory 100000000 --kv-format fp32",
     "streaming.py": SMALL
     + " --weights-memory 600KB --limit 2GB --prompts {models}/../data/spec-bench/question.jsonl"

@@ -247,13 +247,36 @@ def test_a_model_on_nodes_answers_as_one_does(folder):
     assert not left
 
 
+def test_nodes_that_die_with_several_passes_under_way_change_no_answer(folder):
+    options = {"max_new_tokens": 30, "temperature": 0.8, "seed": 4, "ignore_eos": True}
+    prompts = ["Once upon a time", "The dog", "One day", "Lily wanted to"]
+    with LM(folder, threads=1) as plain, LM(folder, pipeline=3, threads=1) as lm:
+        expected = [plain.generate(each, **options).tokens for each in prompts]
+        engine, passes, flying = lm.engine, 0, []
+        begin = engine.begin
+
+        def begins(batch, rows="all"):
+            nonlocal passes
+            passes += 1
+            if passes in (5, 9):
+                processes(engine)[passes % 2].kill()
+                flying.append(len(engine._flights))
+            return begin(batch, rows)
+
+        engine.begin = begins
+        found = lm.generate(prompts, **options)
+        assert [each.tokens for each in found] == expected
+        assert engine.replaced == 2
+        assert min(flying) >= 1
+
+
 @pytest.mark.parametrize("nodes", [1, 65, True, "2", 0.5])
 def test_numbers_of_nodes_are_checked(nodes, folder):
     with pytest.raises(RequestError, match="pipeline"):
         LM(folder, pipeline=nodes)
 
 
-@pytest.mark.parametrize("setting", [{"hop_seconds": -1}, {"silence": 0}])
+@pytest.mark.parametrize("setting", [{"hop_seconds": -1}, {"silence": 0}, {"passes_in_flight": 0}])
 def test_settings_of_a_pipeline_are_checked(setting):
     with pytest.raises(RequestError, match="expected"):
         replace(Pipeline(2), **setting)

@@ -1,5 +1,6 @@
 """The scheduler alone: passes are simulated, memory is counted."""
 
+from collections import Counter, deque
 from dataclasses import FrozenInstanceError, asdict
 from math import ceil, floor
 
@@ -527,3 +528,38 @@ def test_former_clients_are_forgotten_when_they_are_many():
         remembered.append((len(scheduler._served), len(scheduler._last_admitted)))
     assert remembered == [(8, 8), (8, 8), (5, 5)]
     assert set(scheduler._served) == {f"c{number}" for number in range(3, 8)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shares=st.integers(1, 5))
+def test_passes_that_share_the_running_requests_leave_nobody_behind(data, shares):
+    scheduler, flights, waited = Scheduler(max_running=12), deque(), Counter()
+    left = {}
+    for number in range(60):
+        if data.draw(st.integers(0, 3)) == 0:
+            name = str(number)
+            left[name] = data.draw(st.integers(1, 40))
+            text = data.draw(st.integers(1, 30))
+            scheduler.submit(ScheduledJob(name, text=text, most=100))
+        busy = {each for flight in flights for each in flight}
+        plan = scheduler.plan(0.0, 10**5, 16, busy, shares)
+        assert not plan.preempted
+        chosen = dict(plan.parts) | dict.fromkeys(plan.decoding, 1)
+        assert not busy & set(chosen)
+        assert len(chosen) == len(plan.parts) + len(plan.decoding)
+        assert len(chosen) <= -(-len(scheduler.running) // shares)
+        flights.append(chosen)
+        for job in scheduler.running:
+            unread = job.missing and sum(size for _, size in plan.parts) == 16
+            waits = job.id not in busy and job.id not in chosen and not unread
+            waited[job.id] = waited[job.id] + 1 if waits else 0
+            assert waited[job.id] <= 2 * shares
+        if len(flights) == shares:
+            for name, size in flights.popleft().items():
+                job = scheduler.jobs[name]
+                drawn = int(not job.missing)
+                left[name] -= drawn
+                if left[name]:
+                    scheduler.ran(name, job.held + size, job.text + drawn)
+                else:
+                    scheduler.finished(name)

@@ -198,6 +198,18 @@ class Governor:
         """Whether drafting has rested since it last paid: the next draft is a trial."""
         return self._next_rest != self.rest
 
+    @property
+    def decided(self) -> tuple[bool, bool]:
+        """What the last `nodes_wanted` decided: to rest, and to check what plain passes take.
+
+        Can be set, to `record` a pass that was decided before others were.
+        """
+        return self._off, self._checking
+
+    @decided.setter
+    def decided(self, decided: tuple[bool, bool]) -> None:
+        self._off, self._checking = decided
+
     def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
         if (

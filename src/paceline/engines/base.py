@@ -75,6 +75,7 @@ class Engine(ABC):
             `append_page`, `APPEND_ROWS` for `append_rows`.
         part: layers that `forward_part` runs; None: the whole model.
         remote_layers: number of layers that other processes run, for whose answers a pass waits.
+        passes_in_flight: how many passes `begin` may have under way at once; 1: it is not offered.
         pattern: which cached positions are read; None: all that the model's own windows show.
         exits: which layers each token runs; None: all.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
@@ -99,6 +100,7 @@ class Engine(ABC):
     abilities: frozenset[Ability] = frozenset()
     part: Part | None = None
     remote_layers: int = 0
+    passes_in_flight: int = 1
     pattern: AttentionPattern | None = None
     exits: LayerExits | None = None
     shared: PageLender | None = None
@@ -188,6 +190,37 @@ class Engine(ABC):
             MemoryFullError: more pages are needed than `kv_limit` leaves. Nothing was changed:
                 other sequences can be released, and the same pass run again.
         """
+
+    def begin(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> object:
+        """Begin a pass as `forward` runs it, and return at once.
+
+        Until `finish`, its sequences may only be forked and released. Others may be used, and be in
+        further passes, at most `passes_in_flight` in all.
+
+        Returns:
+            what `finish` takes.
+
+        Raises:
+            RequestError: as `forward`; a sequence is in a pass under way; or see
+                `passes_in_flight`.
+        """
+        raise RequestError(f"the engine {self.name} runs one pass at a time; use `forward`")
+
+    def finish(self, started: object, kept: Sequence[bool] | None = None) -> Floats:
+        """Wait for a pass, and return its logits as `forward` does. It is over then, or has failed.
+
+        Args:
+            started: what `begin` returned, once.
+            kept: for each tree of the batch, whether it is still of use; released sequences are
+                not. None: all that are not released. Logits of others are left out.
+
+        Raises:
+            RequestError, MemoryFullError: as `forward`; none of the pass can be committed then.
+        """
+        raise RequestError(f"the engine {self.name} runs one pass at a time; use `forward`")
+
+    def abandon(self, started: object) -> None:
+        """Give up a pass that `begin` returned, without waiting; its sequences are free again."""
 
     def forward_screened(
         self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all"

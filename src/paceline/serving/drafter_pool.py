@@ -26,6 +26,20 @@ if TYPE_CHECKING:
     from paceline.lm import LM
     from paceline.models.trace import Trace
 
+
+@dataclass(frozen=True)
+class Decision:
+    """How trees of a pass were sized.
+
+    Attributes:
+        wanted: nodes that the governor asked of each drafter for.
+        decided: see `Governor.decided`.
+    """
+
+    wanted: int
+    decided: tuple[bool, bool]
+
+
 _METHODS = 8  # unused pools that are kept besides that of the model's own method
 
 
@@ -60,7 +74,7 @@ class DrafterPool:
         self._register(self.first, loaded=first is not None)
         self.idle = [self.first]
         self._no_drafts = Plain().build(target)
-        self._wanted = 0  # nodes for each governed tree of the current pass
+        self._decision = Decision(0, self.governor.decided)  # of the last pass
 
     def take(self) -> Drafter:
         """Return a drafter that no other request uses, the most recently used one first.
@@ -99,7 +113,7 @@ class DrafterPool:
         max_nodes: int,
         other_tokens: int,
         ready: Callable[[BatchEntry], bool] = lambda entry: True,
-    ) -> None:
+    ) -> Decision:
         """Let the drafters propose trees, and keep the nodes that are worth running.
 
         Args:
@@ -107,9 +121,12 @@ class DrafterPool:
             max_nodes: maximum nodes of a tree, root included.
             other_tokens: nodes and prompt tokens of other requests in the same pass.
             ready: lets a draft model catch up with the text; returns whether it has.
+
+        Returns:
+            what `record` takes.
         """
         governed = [entry for entry in entries if entry.budget is None]
-        self._wanted = wanted = self.governor.nodes_wanted(len(governed)) if governed else 0
+        wanted = self.governor.nodes_wanted(len(governed)) if governed else 0
         for entry in entries:
             start = perf_counter()
             nodes = wanted if entry.budget is None else entry.budget
@@ -140,6 +157,8 @@ class DrafterPool:
             )
             for entry, tree in zip(governed, kept, strict=True):
                 entry.tree = tree
+        self._decision = Decision(wanted, self.governor.decided)
+        return self._decision
 
     def commit(self, entries: Sequence[BatchEntry], logits: Sequence[Logits]) -> None:
         """Walk each tree over its logits, and let the drafters learn from the result."""
@@ -153,14 +172,22 @@ class DrafterPool:
             except Exception as error:
                 entry.error = error
 
-    def record(self, entries: Sequence[BatchEntry], seconds: float, nodes: int) -> None:
+    def record(
+        self,
+        entries: Sequence[BatchEntry],
+        seconds: float,
+        nodes: int,
+        decision: Decision | None = None,
+    ) -> None:
         """Report a pass to the governor.
 
         Args:
             entries: of this pool, after `commit`.
             seconds: that the pass took.
             nodes: that it had, those of other requests included.
+            decision: what `draft` returned for it; None: what it returned last.
         """
+        decision = decision or self._decision
         governed = [
             (entry.tree, entry.walked.path, entry.seconds)
             for entry in entries
@@ -169,8 +196,11 @@ class DrafterPool:
         if governed:
             trees, paths, drafting = zip(*governed, strict=True)
             other_tokens = nodes - sum(map(len, trees))
-            draft = sum(drafting) if self._wanted else 0.0
+            draft = sum(drafting) if decision.wanted else 0.0
+            latest, self.governor.decided = self.governor.decided, decision.decided
             self.governor.record(trees, paths, draft, seconds, other_tokens)
+            if decision is not self._decision:  # another pass was decided meanwhile
+                self.governor.decided = latest
 
 
 class DrafterPools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from paceline.engines.base import Engine
 from paceline.engines.screened import Logits, split_logits
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
+from paceline.serving.batch_pass import StartedPass
 from paceline.serving.drafter_pool import Slot
 from paceline.serving.kv_budget import KVBudget
 from paceline.serving.messages import WorkerStats
@@ -46,9 +47,23 @@ class PassRunner:
         self._slots, self._stats = slots, stats
         self.give_way: Callable[[], bool] = lambda: False
 
-    def make_room(self, parts: list[BatchEntry], entries: list[BatchEntry], nodes: int) -> None:
-        """Reclaim the memory that the model, draft models and guides will need in this pass."""
-        sizes = [(part, len(part.tree)) for part in parts] + [(entry, nodes) for entry in entries]
+    def make_room(
+        self,
+        parts: list[BatchEntry],
+        entries: list[BatchEntry],
+        nodes: int,
+        waiting: Iterable[BatchEntry] = (),
+    ) -> None:
+        """Reclaim the memory that the model, draft models and guides will need in this pass.
+
+        Args:
+            parts: parts of prompts.
+            entries: requests that get a tree.
+            nodes: maximum nodes of each tree.
+            waiting: of passes under way, which need memory for what they run, too.
+        """
+        sizes = [(part, len(part.tree)) for part in [*parts, *waiting]]
+        sizes += [(entry, nodes) for entry in entries]
         slots = [(self._slots[entry.id], entry.run, size) for entry, size in sizes]
         self._memory.make_room(
             [(run, size, None if slot.parked else slot.drafter) for slot, run, size in slots]
@@ -92,15 +107,52 @@ class PassRunner:
         """Let the guides of each request run its tree; return the entries whose guides have."""
         return [entry for entry in entries if self._run_guides_of(entry)]
 
+    def begin(self, entries: list[BatchEntry]) -> StartedPass:
+        """Begin a pass, if the engine runs several at once; see `finish`."""
+        entries = [entry for entry in entries if entry.run.sequence and not entry.error]
+        started = StartedPass(entries, [entry.run.active for entry in entries])
+        if self._engine.passes_in_flight > 1 and entries:
+            batch = [(entry.run.active, entry.tree) for entry in entries if entry.run.active]
+            try:
+                started.started = self._engine.begin(batch, _rows(entries))
+            except PacelineError:
+                started.started = None  # `finish` runs it, and finds out whose fault it is
+        return started
+
+    def finish(self, begun: StartedPass) -> dict[str, Logits]:
+        """Return the logits of each entry by id, as `forward` does, of a pass that was begun.
+
+        Requests that were preempted or have ended since are left out.
+        """
+        kept = begun.kept()
+        entries = [entry for entry, still in zip(begun.entries, kept, strict=True) if still]
+        if begun.started is None:
+            return self.forward(entries)
+        if not entries:
+            self._engine.abandon(begun.started)
+            return {}
+        try:
+            logits = self._engine.finish(begun.started, kept)
+        except MemoryFullError as error:
+            self._reclaim_for(entries[0], error)
+        except PacelineError:
+            pass  # run once more, to find out whose fault it is
+        else:
+            return self._split(entries, _rows(entries), logits)
+        return self.forward(entries)
+
+    def abandon(self, begun: StartedPass) -> None:
+        """Give up a pass that was begun."""
+        if begun.started is not None:
+            self._engine.abandon(begun.started)
+
     def forward(self, entries: list[BatchEntry]) -> dict[str, Logits]:
         """Return the logits of each entry by id; preempted requests are left out.
 
         The head may be read in part if every entry can do with that.
         """
         while entries := [entry for entry in entries if entry.run.sequence and not entry.error]:
-            rows = [
-                entry.run.wants_prefill_logits if entry.run.missing else True for entry in entries
-            ]
+            rows = _rows(entries)
             batch = [(entry.run.active, entry.tree) for entry in entries if entry.run.active]
             try:
                 screened = all(map(self._can_screen, entries))
@@ -111,13 +163,7 @@ class PassRunner:
             except PacelineError as error:
                 self._find_faulty(entries, error)
             else:
-                sizes = [
-                    len(each.tree) * has_logits
-                    for each, has_logits in zip(entries, rows, strict=True)
-                ]
-                split = split_logits(logits, sizes)
-                give_hidden(self._engine, [entry.run for entry in entries], sizes)
-                return {entry.id: part for entry, part in zip(entries, split, strict=True)}
+                return self._split(entries, rows, logits)
         return {}
 
     def load_documents(self, entry: BatchEntry) -> None:
@@ -155,6 +201,15 @@ class PassRunner:
         if self._scheduler.jobs[job_id].stage != "waiting":
             self._scheduler.preempt(job_id)
         self._stats.preempted += 1
+
+    def _split(
+        self, entries: list[BatchEntry], rows: list[bool], logits: Logits
+    ) -> dict[str, Logits]:
+        """Return the logits of each entry by id, and hand hidden states to who needs them."""
+        sizes = [len(each.tree) * has for each, has in zip(entries, rows, strict=True)]
+        give_hidden(self._engine, [entry.run for entry in entries], sizes)
+        split = split_logits(logits, sizes)
+        return {entry.id: part for entry, part in zip(entries, split, strict=True)}
 
     def _can_screen(self, entry: BatchEntry) -> bool:
         """Whether an entry needs only the logits of likely tokens; of a prompt coarse ones."""
@@ -242,3 +297,8 @@ class PassRunner:
         if not any(entry.error for entry in entries):
             for entry in entries:
                 entry.error = error
+
+
+def _rows(entries: list[BatchEntry]) -> list[bool]:
+    """Return of each entry whether its logits are wanted."""
+    return [entry.run.wants_prefill_logits if entry.run.missing else True for entry in entries]

@@ -11,7 +11,7 @@ recomputed later.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
@@ -166,13 +166,22 @@ class Scheduler:
         self._clients[job.client] += 1
         self.jobs[job.id] = job
 
-    def plan(self, now: float, free: int, tokens: int) -> Plan:
+    def plan(
+        self,
+        now: float,
+        free: int,
+        tokens: int,
+        busy: Collection[str] = (),
+        shares: int = 1,
+    ) -> Plan:
         """Plan the next pass.
 
         Args:
             now: time on the caller's clock.
-            free: positions of memory that can be had.
+            free: positions of memory that can be had, besides what passes under way need.
             tokens: prompt tokens that the pass may carry.
+            busy: requests in passes that are under way; they cannot be in this one.
+            shares: number of passes that share the running requests; this one takes one share.
         """
         late = [job for job in self.jobs.values() if job.deadline is not None]
         expired = [job for job in late if job.deadline is not None and job.deadline <= now]
@@ -183,23 +192,31 @@ class Scheduler:
         free -= self._losses(running)
         preempted: list[ScheduledJob] = []
         # Every decoding request needs room for a root; otherwise the last one is preempted.
-        while len(running) > 1 and free < _costs(job for job in running if not job.missing):
+        while len(running) > 1 and free < _costs(
+            job for job in running if not job.missing and job.id not in busy
+        ):
             preempted.append(running.pop())
             free += self.preempt(preempted[-1].id) + self._losses(preempted[-1:])
-        decoding = [job for job in running if not job.missing]
         admitted = [] if preempted else self._admit(now, free, running)
+        most = -(-(len(running) + len(admitted)) // shares)
+        decoding = [job for job in running if not job.missing and job.id not in busy][:most]
         prefilling = sorted(
-            (job for job in [*running, *admitted] if job.missing and not job.apart),
+            (
+                job
+                for job in [*running, *admitted]
+                if job.missing and not job.apart and job.id not in busy
+            ),
             key=lambda job: (-self._level(job, now - job.arrived), job.missing, job.order),
         )
         free -= self._losses(admitted)
         parts = []
-        for job in prefilling:
+        for job in prefilling[: most - len(decoding)]:
             size = min(job.missing, tokens, int((free - _costs(decoding)) / job.cost))
             if size > 0:
                 parts.append((job.id, size))
                 tokens, free = tokens - size, free - ceil(size * job.cost)
-        if running and prefilling and not parts and not decoding:  # prompts occupy all memory
+        alone = not decoding and not busy
+        if running and prefilling and not parts and alone:  # prompts occupy all memory
             preempted.append(running[-1])
             self.preempt(preempted[-1].id)
         return Plan(

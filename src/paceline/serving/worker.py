@@ -8,7 +8,7 @@ not depend on the batch. A worker belongs to one thread; `serving/service.py` ru
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections import deque
 from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from paceline.engines.pages import PAGE
 from paceline.engines.screened import Logits, coarse
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
+from paceline.serving.batch_pass import BatchPass, PoolTrees
 from paceline.serving.drafter_pool import DrafterPool, DrafterPools, Slot
 from paceline.serving.kv_budget import KVBudget
 from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
@@ -44,25 +45,6 @@ if TYPE_CHECKING:
 _MIN_SEARCH_SHARE = 0.1  # seconds of searches for each second of passes
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Pass:
-    """One pass as it is prepared.
-
-    Attributes:
-        parts: parts of prompts.
-        decoding: requests that get a tree.
-        max_nodes: maximum nodes of each tree.
-        budget: prompt tokens that draft models and guides may still read.
-        ready: those of `decoding` whose draft models and guides have caught up.
-    """
-
-    parts: list[BatchEntry]
-    decoding: list[BatchEntry]
-    max_nodes: int
-    budget: PassBudget
-    ready: list[BatchEntry] = field(default_factory=list)
 
 
 class Worker:
@@ -107,6 +89,7 @@ class Worker:
             self.memory.unwritten = lm.pages.give_way
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._slots: dict[str, Slot] = {}
+        self._flights: deque[BatchPass] = deque()  # passes that were begun, the first one first
         self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._slots, self.stats)
         share = max(prefill_slowdown - 1, _MIN_SEARCH_SHARE)
         half = self.scheduler.capacity // PAGE // 2
@@ -186,30 +169,70 @@ class Worker:
         return self._end(job_id, "cancelled") or self.searches.cancel(job_id)
 
     def step(self) -> list[JobEvent]:
-        """Run one pass in five phases: schedule, draft, guide, forward, commit.
+        """Begin a pass, more where the engine runs several at once, and end the first one.
+
+        Each has five phases: schedule, draft, guide, forward, commit. Where several are under way,
+        each has its share of the running requests, and the forward passes overlap.
 
         Returns:
-            what happened to requests in it, those that ended included.
+            what happened to requests meanwhile, those that ended included.
         """
         events = self._step_search()
         begun = perf_counter()
         if self._apart is not None:
             events += self._adopt(self._apart)
-        batch = self._schedule(events)
-        scheduled = perf_counter()
-        groups = self._draft(batch)
-        drafted = perf_counter()
-        batch.ready = self._runner.run_guides(batch.ready)
-        guided = perf_counter()
-        logits = self._runner.forward([*batch.parts, *batch.ready])
-        passed = perf_counter()
-        events += self._commit(batch, groups, logits, passed - drafted)
-        self.stats.draft += drafted - scheduled
-        self.stats.guide += guided - drafted
-        self.stats.forward += passed - guided
-        self.stats.walk += perf_counter() - passed
+        most = self.lm.engine.passes_in_flight
+        while len(self._flights) < most and self._begin(events):
+            pass
+        if self._flights:
+            events += self._finish(self._flights[0])
         self.searches.worked(perf_counter() - begun)
         return events
+
+    def _begin(self, events: list[JobEvent]) -> bool:
+        """Schedule, draft and begin a pass; return whether there was anything to run.
+
+        Args:
+            events: requests that end before the pass are added.
+        """
+        if self._flights and not self._unoccupied():
+            return False
+        batch = self._schedule(events)
+        if not batch.entries:
+            return False
+        scheduled = perf_counter()
+        self._draft(batch)
+        drafted = perf_counter()
+        batch.ready = self._runner.run_guides(batch.ready)
+        batch.begun = perf_counter()
+        batch.started = self._runner.begin([*batch.parts, *batch.ready])
+        self._flights.append(batch)
+        self.stats.draft += drafted - scheduled
+        self.stats.guide += batch.begun - drafted
+        self.stats.forward += perf_counter() - batch.begun
+        batch.begun = drafted
+        return True
+
+    def _finish(self, batch: BatchPass) -> list[JobEvent]:
+        """Wait for the logits of a pass, and commit what follows from them."""
+        assert batch.started is not None
+        begun = perf_counter()
+        logits = self._runner.finish(batch.started)
+        self._flights.popleft()
+        passed = perf_counter()
+        events = self._commit(batch, logits, passed - batch.begun)
+        self.stats.forward += passed - begun
+        self.stats.walk += perf_counter() - passed
+        return events
+
+    def _unoccupied(self) -> bool:
+        """Return whether a request is in no pass that is under way."""
+        busy = self._busy()
+        return any(job not in busy for job in self.scheduler.jobs)
+
+    def _busy(self) -> set[str]:
+        """Return the requests in passes that are under way."""
+        return {entry.id for batch in self._flights for entry in batch.entries}
 
     def switch(self, method: DraftMethod, budget: int | None, cost: Cost | None = None) -> None:
         """Draft with another method and budget for requests that name none, from now on.
@@ -233,6 +256,9 @@ class Worker:
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
         """End all requests, and clear the prefix cache."""
+        while self._flights:
+            if (started := self._flights.popleft().started) is not None:
+                self._runner.abandon(started)
         events = [event for each in list(self._slots) for event in self._end(each, finish, error)]
         events += self.searches.close(finish, error)
         self.prefix_cache.clear()
@@ -247,19 +273,20 @@ class Worker:
             return []
         return self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
 
-    def _schedule(self, events: list[JobEvent]) -> _Pass:
+    def _schedule(self, events: list[JobEvent]) -> BatchPass:
         """Decide what the next pass runs, and reclaim memory for it.
 
         Args:
             events: requests that end before the pass are added.
         """
-        running = self.scheduler.running
+        running, shares = self.scheduler.running, self.lm.engine.passes_in_flight
         streams = sum(not job.missing for job in running)
-        tokens = prefill_tokens(self.governor, streams, self.prefill_slowdown)
-        free = self._free()
+        tokens = prefill_tokens(self.governor, -(-streams // shares), self.prefill_slowdown)
+        waiting = [entry for batch in self._flights for entry in batch.waiting()]
+        free = self._free() - sum(len(each.tree) for each in waiting)
         # Pages of the next search are kept: running requests go on, but none is admitted meanwhile.
         left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
-        plan = self.scheduler.plan(monotonic(), left, tokens)
+        plan = self.scheduler.plan(monotonic(), left, tokens, self._busy(), shares)
         for each in plan.expired:
             events += self._end(each, "deadline")
         for each in plan.preempted:
@@ -278,10 +305,10 @@ class Worker:
             and not self.scheduler.jobs[each].apart
         ]
         decoding = [self._entry(each) for each in plan.decoding if self._run(each).sequence]
-        if self._apart is not None and not parts and not decoding:
+        if self._apart is not None and not parts and not decoding and not self._flights:
             self._apart.wait()
-        self._runner.make_room(parts, decoding, plan.nodes)
-        return _Pass(parts, decoding, plan.nodes, pass_budget)
+        self._runner.make_room(parts, decoding, plan.nodes, waiting)
+        return BatchPass(parts, decoding, plan.nodes, pass_budget)
 
     def _adopt(self, apart: ReadingApart) -> list[JobEvent]:
         """Take the pages that prefill replicas have sent."""
@@ -294,8 +321,8 @@ class Worker:
                 self._store(entry.run)
         return events
 
-    def _draft(self, batch: _Pass) -> list[tuple[DrafterPool, list[BatchEntry]]]:
-        """Draft a tree for each decoding request; return them by the pool of their drafter."""
+    def _draft(self, batch: BatchPass) -> None:
+        """Draft a tree for each decoding request; group them by the pool of their drafter."""
         batch.ready = self._runner.prefill_models(batch.parts, batch.decoding, batch.budget)
         groups: dict[DrafterPool, list[BatchEntry]] = {}
         for entry in batch.ready:
@@ -303,36 +330,38 @@ class Worker:
         other_tokens = sum(len(part.tree) for part in batch.parts) + len(batch.ready)
         catch_up = partial(self._runner.catch_up, batch.budget)
         for pool, group in groups.items():
-            pool.draft(group, batch.max_nodes, other_tokens - len(group), catch_up)
-        return list(groups.items())
+            others = other_tokens - len(group)
+            decision = pool.draft(group, batch.max_nodes, others, catch_up)
+            batch.groups.append(PoolTrees(pool, group, decision))
 
     def _commit(
-        self,
-        batch: _Pass,
-        groups: list[tuple[DrafterPool, list[BatchEntry]]],
-        logits: dict[str, Logits],
-        seconds: float,
+        self, batch: BatchPass, logits: dict[str, Logits], seconds: float
     ) -> list[JobEvent]:
         """Walk the trees, let drafters and the governor learn, and return the events.
 
         Args:
             batch: the pass.
-            groups: its trees by the pool of their drafter.
             logits: by id of the request.
             seconds: that model and guides took.
         """
-        entries = [*batch.parts, *batch.decoding]
+        # Those that ended while the pass was under way are not concerned.
+        entries = [entry for entry in batch.entries if self._current(entry)]
         nodes = sum(len(entry.tree) for entry in entries if entry.id in logits)
         for part in batch.parts:
             if part.id in logits:
                 self._commit_part(part, logits[part.id])
-        for pool, group in groups:
-            done = [entry for entry in group if entry.id in logits]
-            pool.commit(done, [logits[entry.id] for entry in done])
-            pool.record(done, seconds, nodes)
+        for group in batch.groups:
+            done = [entry for entry in group.entries if entry.id in logits]
+            group.pool.commit(done, [logits[entry.id] for entry in done])
+            group.pool.record(done, seconds, nodes, group.decision)
         self.stats.passes += bool(nodes)
         self.stats.nodes += nodes
         return [event for entry in entries for event in self._events(entry, logits.get(entry.id))]
+
+    def _current(self, entry: BatchEntry) -> bool:
+        """Return whether an entry's request has not ended."""
+        slot = self._slots.get(entry.id)
+        return slot is not None and slot.run is entry.run
 
     def _run(self, job_id: str) -> Session:
         return self._slots[job_id].run

@@ -14,10 +14,15 @@ drafters, batches, grammars and caches of prefixes do not know that it is one.
 - A pass takes a trip to every node, however many tree nodes it has. T(n) is measured with that, so
   that the governor picks large trees by itself. Large batches are cut into pieces that fill the
   pipeline: while a node runs one, the node behind it runs the piece before.
+- Passes of different sequences are under way at once (`flight.py`): the thread that reads a node's
+  answer hands it to the next node, so that passes advance while this process drafts, or runs the
+  last part of another one. Nodes need no more than an order of their calls for that: between the
+  pass of a sequence and what is committed of it, they run those of others.
 - Faults. This process keeps what each node was given for committed positions: tokens, or hidden
   states (Petals' client-side cache of inputs). If a node is lost - its connection ends, or it is
-  silent for too long - a replacement loads the same layers, runs the kept inputs again, and the
-  pass begins anew. Engines are batch-invariant, so that no bit of a cache or a token changes.
+  silent for too long - a replacement loads the same layers, and runs the kept inputs again, those
+  of passes that had left the node but are not committed, too. Passes that it had begin anew.
+  Engines are batch-invariant, so that no bit of a cache or a token changes.
 - All nodes must have the same files (compared by a digest of their whole content), version and
   instruction set; what differs, or cannot be loaded, is told in one sentence.
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from itertools import count
-from queue import SimpleQueue
 from threading import RLock
-from typing import NamedTuple
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -18,25 +15,17 @@ from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
 from paceline.engines.part import Part
+from paceline.engines.pipeline.flight import Flight, Member, Piece
 from paceline.engines.pipeline.rebuild import rebuild
 from paceline.engines.pipeline.sequence import KeptRows, PipelineSequence
-from paceline.engines.pipeline.stage import Nodes, Stage, StageEntry, StageLostError
+from paceline.engines.pipeline.stage import Nodes, Stage, StageLostError
 from paceline.engines.view import View
 from paceline.engines.wrapper import EngineWrapper
 from paceline.errors import ModelError, RequestError
 from paceline.models.config import ModelConfig
 
 ATTEMPTS = 5  # nodes that may be lost, one after the other, before a pass is given up
-PIECE = 64  # tree nodes from which a batch is cut: fewer wait for memory, not for arithmetic
 Batch = Sequence[tuple[Cached, TokenTree]]
-
-
-class _Arrival(NamedTuple):
-    """Hidden states that a stage returned, or what went wrong: of a piece of the batch."""
-
-    piece: int
-    stage: int
-    states: Future[Floats]
 
 
 class PipelineEngine(EngineWrapper):
@@ -49,6 +38,7 @@ class PipelineEngine(EngineWrapper):
         last: engine that holds the last part.
         nodes: starts the stages of the parts before, the first ones at once.
         stages: number of these, 1 or more.
+        passes_in_flight: see `Engine`; None: one for each part, so that all can work at once.
 
     Attributes:
         replaced: number of nodes that were lost and replaced.
@@ -57,11 +47,19 @@ class PipelineEngine(EngineWrapper):
         PacelineError: a node cannot be started.
     """
 
-    def __init__(self, config: ModelConfig, last: Engine, nodes: Nodes, stages: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        last: Engine,
+        nodes: Nodes,
+        stages: int,
+        passes_in_flight: int | None = None,
+    ) -> None:
         super().__init__(last)
         if last.part is None or not last.part.ends or last.part.begins:
             raise ModelError("a pipeline ends in an engine that holds the last layers of several")
         self.config, self.abilities = config, last.abilities & {Ability.HIDDEN}
+        self.passes_in_flight = passes_in_flight or stages + 1
         self.replaced = 0
         self._first_layer = last.part.first
         self._nodes = nodes
@@ -71,6 +69,8 @@ class PipelineEngine(EngineWrapper):
         self._dropped: deque[int] = deque()  # keys of sequences that nobody holds any more
         self._sequences: WeakValueDictionary[int, PipelineSequence] = WeakValueDictionary()
         self._stages: list[Stage] = []
+        self._flights: list[Flight] = []  # under way, or not finished
+        self._hidden: Floats | None = None  # of the last pass, where it was cut into pieces
         self._closing = finalize(self, _close, nodes, self._stages)
         try:
             self._stages += _started(nodes, range(stages))
@@ -113,57 +113,117 @@ class PipelineEngine(EngineWrapper):
         """
         if view is not None:
             raise RequestError("a pipeline over nodes has no views; an engine on one machine has")
+        return self.finish(self.begin(batch, rows))
+
+    def begin(self, batch: Batch, rows: Rows = "all") -> Flight:
+        """Send trees to the first node; see `Engine.begin`.
+
+        Raises:
+            RequestError: as `Engine.forward`, or a sequence is in a pass under way.
+        """
         for sequence, tree in batch:
             self.check(sequence, tree)
-        own = [(_own(sequence), tree) for sequence, tree in batch]
-        if len({sequence.key for sequence, _ in own}) < len(own):
+        members = [
+            Member(_idle(sequence), tree, each)
+            for (sequence, tree), each in zip(batch, wanted(rows, batch), strict=True)
+        ]
+        if len({member.own.key for member in members}) < len(members):
             raise RequestError("a sequence appears twice in the batch")
+        flight = Flight(members)
         with self._lock:
             self._release_dropped()
-            for _ in range(ATTEMPTS):
-                try:
-                    self._replace_lost()
-                    return self._pass(own, wanted(rows, batch))
-                except StageLostError as error:
-                    reason = error
-            raise ModelError(
-                f"{ATTEMPTS} nodes were lost in one pass, the last one because {reason}; look "
-                "for what ends them, e.g. their memory"
-            )
+            for member in members:
+                member.own.flight = flight
+            self._flights.append(flight)
+            flight.begin(self._stages)
+        return flight
 
-    def _pass(self, batch: list[tuple[PipelineSequence, TokenTree]], rows: list[bool]) -> Floats:
-        """Run a batch once, in pieces that follow each other through the stages."""
-        pieces = _pieces([len(tree) for _, tree in batch], len(self._stages) + 1)
-        entries = [
-            [StageEntry(own.key, tree.tokens, tree.parents) for own, tree in batch[piece]]
-            for piece in pieces
+    def finish(self, started: object, kept: Sequence[bool] | None = None) -> Floats:
+        """Run the last part once the nodes have answered; see `Engine.finish`.
+
+        Raises:
+            ModelError: nodes are lost again and again, or one cannot be replaced.
+            RequestError, MemoryFullError: as `Engine.forward`.
+        """
+        if not isinstance(started, Flight) or started not in self._flights:
+            raise RequestError("this pass was finished, or belongs to another engine")
+        chosen = [True] * len(started.members) if kept is None else kept
+        keys = {
+            member.own.key
+            for member, keep in zip(started.members, chosen, strict=True)
+            if keep and not member.own.released
+        }
+        with self._lock:
+            try:
+                for _ in range(ATTEMPTS):
+                    try:
+                        return self._last_part(started, keys)
+                    except StageLostError as error:
+                        reason = str(error)
+                    self._recover()
+            finally:
+                self._leave(started)
+        raise ModelError(
+            f"{ATTEMPTS} nodes were lost in one pass, the last one because {reason}; look "
+            "for what ends them, e.g. their memory"
+        )
+
+    def abandon(self, started: object) -> None:
+        """Wait for a pass no longer; see `Engine.abandon`."""
+        if isinstance(started, Flight) and started in self._flights:
+            with self._lock:
+                started.abandoned = True
+                for member in started.members:
+                    member.own.flight = None
+
+    def hidden(self) -> Floats:
+        """Return the hidden states of the last pass, of all its pieces; see `Engine.hidden`."""
+        return self.inner.hidden() if self._hidden is None else self._hidden
+
+    def _last_part(self, flight: Flight, keys: set[int]) -> Floats:
+        """Run the last part over the pieces of a pass, in the order in which they arrive.
+
+        Args:
+            flight: the pass.
+            keys: of the sequences whose trees are run.
+
+        Raises:
+            StageLostError: a node was lost.
+            PacelineError: as `finish`.
+        """
+        self._hidden = None
+        made = [
+            self._piece(piece, flight.wait(piece), keys, several=len(flight.pieces) > 1)
+            for piece in flight.pieces
         ]
-        given: list[list[Floats]] = [[] for _ in pieces]  # inputs of the stages behind the first
-        logits: list[Floats] = [np.empty(0, np.float32)] * len(pieces)
-        arrivals: SimpleQueue[_Arrival] = SimpleQueue()
+        flight.settle()
+        if len(made) == 1:
+            return made[0][0]
+        logits = [each for each, _ in made if len(each)]
+        hidden = [each for _, each in made if each is not None]
+        self._hidden = np.concatenate(hidden) if hidden else None
+        return np.concatenate(logits) if logits else np.empty((0, self.config.vocab_size), "f4")
 
-        def begin(piece: int, stage: int, states: Floats | None) -> None:
-            future = self._stages[stage].run(entries[piece], states)
-            future.add_done_callback(
-                lambda done: arrivals.put(_Arrival(piece, stage, done))  # from any thread
-            )
-
-        for piece in range(len(pieces)):
-            begin(piece, 0, None)
-        for _ in range(len(pieces) * len(self._stages)):
-            piece, stage, done = arrivals.get()
-            states = done.result()
-            if stage + 1 < len(self._stages):
-                given[piece].append(states)
-                begin(piece, stage + 1, states)
-                continue
-            part = pieces[piece]
-            local = [(own.local, tree) for own, tree in batch[part]]
-            made = self.inner.forward_part(local, states, rows[part])
-            logits[piece] = made if len(pieces) == 1 else made.copy()
-        for run, inputs in zip(pieces, given, strict=True):
-            _remember(batch[run], inputs)
-        return logits[0] if len(pieces) == 1 else np.concatenate(logits)
+    def _piece(
+        self, piece: Piece, states: Floats, keys: set[int], several: bool
+    ) -> tuple[Floats, Floats | None]:
+        """Run the last part over a piece; return its logits, and hidden states if others follow."""
+        kept = [
+            (member, rows)
+            for member, rows in zip(piece.members, piece.rows(), strict=True)
+            if member.own.key in keys
+        ]
+        if len(kept) < len(piece.members):
+            states = np.concatenate([states[:0], *(states[rows] for _, rows in kept)])
+        if not kept:
+            return np.empty((0, self.config.vocab_size), np.float32), None
+        batch = [(member.own.local, member.tree) for member, _ in kept]
+        asked = [member.wanted for member, _ in kept]
+        logits = self.inner.forward_part(batch, states, asked)
+        if not several:
+            return logits, None
+        gives = Ability.HIDDEN in self.abilities and any(asked)
+        return logits.copy(), self.inner.hidden().copy() if gives else None
 
     def forward_part(self, batch: Batch, states: Floats | None, rows: Rows = "all") -> Floats:
         """Refuse: the pipeline runs the whole model."""
@@ -175,7 +235,7 @@ class PipelineEngine(EngineWrapper):
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of a path on every node."""
-        own, nodes = _own(sequence), np.asarray(path, np.int32)
+        own, nodes = _idle(sequence), np.asarray(path, np.int32)
         with self._lock:
             self.inner.commit(own.local, nodes)
             own.commit(nodes)
@@ -183,7 +243,7 @@ class PipelineEngine(EngineWrapper):
 
     def truncate(self, sequence: Cached, length: int) -> None:
         """Drop positions on every node."""
-        own = _own(sequence)
+        own = _idle(sequence)
         with self._lock:
             self.inner.truncate(own.local, length)
             own.truncate(length)
@@ -199,13 +259,18 @@ class PipelineEngine(EngineWrapper):
             return forked
 
     def release(self, sequence: Cached) -> None:
-        """Give the memory of every node back; twice is harmless."""
+        """Give the memory of every node back; twice is harmless.
+
+        Nodes hear of it when no pass with the sequence is under way.
+        """
         own = _own(sequence)
         with self._lock:
             self.inner.release(own.local)
             own.truncate(0)
+            own.released = True
             self._sequences.pop(own.key, None)
-            self._release_key(own.key)
+            self._dropped.append(own.key)
+            self._release_dropped()
 
     def pages(self, sequence: Cached) -> Sequence[int]:
         """Return what tells the pages of a sequence apart; every node has as many."""
@@ -245,18 +310,45 @@ class PipelineEngine(EngineWrapper):
         finalize(sequence, self._dropped.append, sequence.key).atexit = False
 
     def _release_dropped(self) -> None:
-        """Release sequences on the nodes that were dropped without `release`."""
-        while self._dropped:
-            self._release_key(self._dropped.popleft())
+        """Release sequences on the nodes, but those of passes that are under way."""
+        for flight in [each for each in self._flights if each.abandoned and each.settled]:
+            self._flights.remove(flight)
+            flight.forget()
+        flying = {member.own.key for flight in self._flights for member in flight.members}
+        for _ in range(len(self._dropped)):
+            key = self._dropped.popleft()
+            if key in flying:
+                self._dropped.append(key)
+            elif key in self._open:
+                self._open.discard(key)
+                self._change("release", key)
 
-    def _release_key(self, key: int) -> None:
-        if key in self._open:
-            self._open.discard(key)
-            self._change("release", key)
+    def _leave(self, flight: Flight) -> None:
+        """Forget a pass that is finished, or has failed and is not under way."""
+        flight.settle()
+        self._flights.remove(flight)
+        flight.forget()
+        self._release_dropped()
 
     def _change(self, operation: str, key: int, *values: int) -> None:
         for stage in self._stages:
             stage.change(operation, key, *values)
+
+    def _recover(self) -> None:
+        """Replace the nodes that are lost, compute their caches again, and begin lost passes anew.
+
+        Raises:
+            PacelineError: there is no replacement.
+        """
+        for flight in self._flights:
+            flight.settle()
+        try:
+            self._replace_lost()
+        except StageLostError:
+            return  # the passes that wait for it try again
+        for flight in self._flights:
+            if flight.lost and not flight.abandoned:
+                flight.begin(self._stages)
 
     def _replace_lost(self) -> None:
         """Start a replacement for each node that is lost, and compute its caches again.
@@ -287,6 +379,13 @@ def _own(sequence: Cached) -> PipelineSequence:
     return sequence
 
 
+def _idle(sequence: Cached) -> PipelineSequence:
+    own = _own(sequence)
+    if own.flight is not None:
+        raise RequestError("this sequence is in a pass that was begun; finish that first")
+    return own
+
+
 def _started(nodes: Nodes, indices: Sequence[int]) -> list[Stage]:
     """Start stages, again where one is lost while it loads.
 
@@ -301,29 +400,3 @@ def _started(nodes: Nodes, indices: Sequence[int]) -> list[Stage]:
     raise ModelError(
         f"no node could load its layers in {ATTEMPTS} attempts, the last one because {reason}"
     )
-
-
-def _pieces(sizes: list[int], stages: int) -> list[slice]:
-    """Cut trees of these sizes into runs, at most one for each stage, of `PIECE` nodes or more."""
-    most = max(1, min(stages, sum(sizes) // PIECE))
-    pieces, start, nodes = [], 0, 0
-    for index, size in enumerate(sizes):
-        nodes += size
-        if nodes * most >= sum(sizes) or index + 1 == len(sizes):
-            pieces.append(slice(start, index + 1))
-            start, nodes = index + 1, 0
-    return pieces
-
-
-def _remember(batch: list[tuple[PipelineSequence, TokenTree]], inputs: list[Floats]) -> None:
-    """Keep what the stages were given in a pass, until some of it is committed.
-
-    Args:
-        batch: N nodes in all.
-        inputs: float32 [sum of N, hidden] of each stage behind the first.
-    """
-    start = 0
-    for own, tree in batch:
-        rows = slice(start, start + len(tree))
-        own.pending = tree.tokens, [states[rows] for states in inputs]
-        start += len(tree)

@@ -72,4 +72,4 @@ def open_pipeline(
         pipeline.silence,
     )
     nodes = (pipeline.launch or ProcessNodes)(settings)
-    return PipelineEngine(model.config, last, nodes, len(parts) - 1)
+    return PipelineEngine(model.config, last, nodes, len(parts) - 1, pipeline.passes_in_flight)

@@ -18,6 +18,8 @@ CHUNK = 256  # positions of a pass
 def rebuild(stage: Stage, index: int, sequences: Sequence[PipelineSequence]) -> None:
     """Bring an empty stage to where the sequences are; pages that they shared are shared again.
 
+    Passes that are not committed yet, but have left this stage behind, are run there again, too.
+
     Args:
         stage: the replacement.
         index: its place; the first one was given tokens, others hidden states.
@@ -46,6 +48,9 @@ def rebuild(stage: Stage, index: int, sequences: Sequence[PipelineSequence]) -> 
             given = None if states is None else states[part]
             runs.append(stage.run([entry], given, answer=False))
             stage.change("commit", own.key, *range(count))
+        if own.pending is not None:
+            entry, inputs = own.pending
+            runs.append(stage.run([entry], inputs[index - 1] if index else None, answer=False))
         ready.append((own.key, tokens))
     for run in runs:
         run.result()

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.core import Floats, Tokens
+from paceline.core import Floats
 from paceline.engines.base import Cached
+from paceline.engines.pipeline.stage import StageEntry
 
 
 class KeptRows:
@@ -63,14 +64,19 @@ class PipelineSequence:
         local: the sequence of the part in this process.
         tokens: int32 [S], those committed, which the first node was given.
         states: for each node behind the first, the hidden states [S, hidden] that it was given.
-        pending: tokens [N] and states [N, hidden] of the last pass, which are not committed.
+        pending: what the nodes were given in the last pass, which is not committed: its tree of N
+            nodes, and states [N, hidden] of each node behind the first.
+        flight: the pass that was begun with it and is not finished.
+        released: its memory was given back.
     """
 
     key: int
     local: Cached
     tokens: KeptRows = field(default_factory=KeptRows)
     states: list[KeptRows] = field(default_factory=list)
-    pending: tuple[Tokens, list[Floats]] | None = None
+    pending: tuple[StageEntry, list[Floats]] | None = None
+    flight: object | None = None
+    released: bool = False
 
     @property
     def length(self) -> int:
@@ -81,8 +87,8 @@ class PipelineSequence:
         """Keep the inputs of the nodes [A] of the last pass."""
         if self.pending is None:
             return
-        tokens, states = self.pending
-        self.tokens.append(tokens[path])
+        entry, states = self.pending
+        self.tokens.append(entry.tokens[path])
         for kept, rows in zip(self.states, states, strict=True):
             kept.append(rows[path])
         self.pending = None

@@ -102,6 +102,8 @@ class Pipeline:
         hop_seconds: added to the way of every message, to see what a slower network would cost;
             on one machine only.
         silence: seconds without a sign of life after which a node is given up.
+        passes_in_flight: passes of different requests that are under way at once; None: as many
+            as there are nodes, so that all can work at once; 1: one after the other.
 
     Raises:
         RequestError: a value is out of range.
@@ -111,6 +113,7 @@ class Pipeline:
     launch: Callable[[StageSettings], Nodes] | None = None
     hop_seconds: float = 0.0
     silence: float = 60.0
+    passes_in_flight: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.nodes, int) or isinstance(self.nodes, bool):
@@ -123,3 +126,5 @@ class Pipeline:
             raise RequestError(f"hop_seconds is {self.hop_seconds}, expected 0 to 10")
         if not 1 <= self.silence <= 3600:
             raise RequestError(f"silence is {self.silence} seconds, expected 1 to 3600")
+        if self.passes_in_flight is not None and not 1 <= self.passes_in_flight <= 64:
+            raise RequestError(f"passes_in_flight is {self.passes_in_flight}, expected 1 to 64")

@@ -159,9 +159,10 @@ class LocalStage(Stage):
     ) -> Future[Floats]:
         """Run a pass at once."""
         future: Future[Floats] = Future()
+        if self.lost is not None:
+            future.set_exception(self.lost)
+            return future
         try:
-            if self.lost is not None:
-                raise self.lost
             future.set_result(self.runner.run(entries, states, answer))
         except Exception as error:  # the future's to raise
             future.set_exception(error)
