@@ -110,6 +110,9 @@ WHY_NOT = {
     48: "prompt tokens in the verified tree need rows of embeddings beyond the vocabulary there; "
     "`lookahead_embeddings` runs such inputs in a pass of its own",
     115: "mask tokens in the verified tree, as of 48, and trained keys and values before the text",
+    249: "measured in `benchmarks/lookup.py`: grouped kernels with activations of 8 bits, as its "
+    "tables have, are faster at every width",
+    464: "editing the rows that a probe points at was no better than editing random rows here",
     480: "pseudo states enter the tree between two layers, and a pass takes tokens only",
 }
 
