@@ -80,7 +80,8 @@ def inverse_factor(
     """Return the upper Cholesky factor of the inverse of a damped second moment, [in, in].
 
     With H the damped moment and P the matrix that turns the order round, P H P = L L' gives the
-    factor as P L^-1 P: one factorisation and one inversion, both in place and in double precision.
+    factor as P L^-1 P: one factorisation and one inversion, both in place and in double precision,
+    of the lower triangle alone.
 
     Args:
         moment: float32 [in, in]; not written to.
@@ -95,57 +96,70 @@ def inverse_factor(
 
     columns = len(moment)
     turned = torch.arange(columns - 1, -1, -1) if order is None else order.flip(0)
-    matrix = torch.empty(columns, columns, dtype=torch.float64)
+    added = damping * moment.diagonal().double().mean().clamp(min=1e-12)
+    rows = []
     for start in range(0, columns, _BLOCK):
-        rows = turned[start : start + _BLOCK]
-        matrix[start : start + _BLOCK] = moment[rows][:, turned]
-    diagonal = matrix.diagonal()
-    added = damping * diagonal.mean().clamp(min=1e-12)
-    diagonal += (diagonal == 0).double() + added
+        end = min(start + _BLOCK, columns)
+        part = moment[turned[start:end]][:, turned[:end]].double()
+        diagonal = part[:, start:].diagonal()
+        diagonal += (diagonal == 0).double() + added
+        rows.append(part)
     try:
-        _cholesky(matrix)
+        _cholesky(rows)
     except RuntimeError:
         raise MethodError(
             f"the inputs of a matrix are too alike on the calibration texts for {name}; give more "
             f"text, or raise {name}:damping={damping}"
         ) from None
-    _invert_lower(matrix)
-    factor = matrix.float()
-    del matrix  # of several hundred megabytes, which turning round would need beside it
-    return factor.flip(0, 1)
+    _invert_lower(rows)
+    factor = torch.zeros(columns, columns)
+    for start in range(0, columns, _BLOCK):
+        part = rows.pop(0)  # of many megabytes
+        end = start + len(part)
+        factor[columns - end : columns - start, columns - end :] = part.flip(0, 1)
+    return factor
 
 
-def _cholesky(matrix: Tensor) -> None:
+def _cholesky(rows: list[Tensor]) -> None:
     """Replace a positive definite matrix by its lower Cholesky factor.
+
+    Args:
+        rows: the lower triangle, `_BLOCK` rows in each part with all columns up to its last row.
 
     Raises:
         RuntimeError: it is not positive definite.
     """
     import torch
 
-    size = len(matrix)
-    for start in range(0, size, _BLOCK):
-        end = min(start + _BLOCK, size)
-        before = matrix[start:end, :start]
-        factor = torch.linalg.cholesky(matrix[start:end, start:end] - before @ before.T)
-        matrix[start:end, start:end] = factor
-        if end < size:
-            below = matrix[end:, start:end] - matrix[end:, :start] @ before.T
-            solved = torch.linalg.solve_triangular(factor, below.T, upper=False)
-            matrix[end:, start:end] = solved.T
-    matrix.tril_()
+    for place, part in enumerate(rows):
+        start = 0
+        for other in rows[: place + 1]:
+            end = start + len(other)
+            own = part[:, start:end]
+            own -= part[:, :start] @ other[:, :start].T
+            if other is part:
+                own.copy_(torch.linalg.cholesky(own))
+            else:
+                solved = torch.linalg.solve_triangular(other[:, start:end], own.T, upper=False)
+                own.copy_(solved.T)
+            start = end
 
 
-def _invert_lower(matrix: Tensor) -> None:
-    """Replace a lower triangular matrix by its inverse."""
+def _invert_lower(rows: list[Tensor]) -> None:
+    """Replace a lower triangular matrix, in parts as of `_cholesky`, by its inverse."""
     import torch
 
-    size = len(matrix)
-    for start in range(0, size, _BLOCK):
-        end = min(start + _BLOCK, size)
-        factor = matrix[start:end, start:end]
-        own = torch.linalg.solve_triangular(factor, torch.eye(end - start).double(), upper=False)
-        if start:
-            before = matrix[start:end, :start] @ matrix[:start, :start]
-            matrix[start:end, :start] = -own @ before
-        matrix[start:end, start:end] = own
+    start = 0
+    for place, part in enumerate(rows):
+        size = len(part)
+        one = torch.eye(size, dtype=torch.float64)
+        own = torch.linalg.solve_triangular(part[:, start:], one, upper=False)
+        above = torch.zeros(size, start, dtype=torch.float64)
+        at = 0
+        for other in rows[:place]:
+            end = at + len(other)
+            above[:, :end] += part[:, at:end] @ other
+            at = end
+        part[:, :start] = -own @ above
+        part[:, start:] = own
+        start += size

@@ -89,6 +89,7 @@ def compress_blocks(
             for name, each in stored.items()
             if isinstance(each, RoundedInputs)
         }
+        del block, stats  # second moments, and what was made of them
         with torch.no_grad():
             x = runner.outputs({**weights, **products}, x)
         if not bool(torch.isfinite(x).all()):
@@ -171,12 +172,17 @@ def _checked(index: int, stats: dict[str, Statistics]) -> dict[str, Statistics]:
     """
     for name, each in stats.items():
         for measured in (each.input_norm, each.second_moment):
-            if measured is not None and not bool(measured.isfinite().all()):
+            if measured is not None and not _is_finite(measured):
                 raise ModelError(
                     f"the inputs of layers.{index}.{name} are no numbers on the calibration "
                     "texts; the checkpoint or the recipe is unsound"
                 )
     return stats
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Return whether all numbers are finite; nothing as large as `x` is made."""
+    return all(bool(end.isfinite()) for end in torch.aminmax(x))
 
 
 def _zeros(width: int, x: Tensor) -> Tensor:
@@ -202,7 +208,10 @@ class _Runner:
 
     def outputs(self, weights: blocks.LayerWeights, x: Tensor) -> Tensor:
         """Return the outputs [B, T, hidden] of all texts."""
-        return torch.cat([self(weights, part) for part in torch.split(x, self._step)])
+        found = torch.empty_like(x)
+        for into, part in zip(*(torch.split(each, self._step) for each in (found, x)), strict=True):
+            into.copy_(self(weights, part))
+        return found
 
     @torch.no_grad()
     def statistics(
