@@ -37,7 +37,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return tokens per second of each arm, prompts included, medians of rounds in turns."""
     speeds: dict[str, list[float]] = {arm: [] for arm in lms}
-    passes: dict[str, float] = {}
+    nodes: dict[str, float] = {}
+    tokens_per_pass = 0.0
     equal = True
     for number in range(rounds):
         for arm in list(lms) if number % 2 == 0 else list(reversed(lms)):
@@ -46,13 +47,17 @@ def measure(
             seconds = perf_counter() - start
             made = sum(len(each.tokens) for each in outputs)
             speeds[arm].append(made / seconds)
-            passes[arm] = made / sum(each.passes for each in outputs)
+            passes = sum(each.passes for each in outputs)
+            tokens_per_pass = made / passes
+            nodes[arm] = sum(each.nodes for each in outputs) / passes
             equal &= [each.tokens for each in outputs] == [each.tokens for each in expected]
     found: dict[str, Any] = {arm: median(each) for arm, each in speeds.items()}
     one, several = (found[arm] for arm in ARMS)
     return found | {
         "ratio": several / one,
-        "tokens_per_pass": passes["several"],
+        "tokens_per_pass": tokens_per_pass,
+        "nodes": nodes["one pass"],
+        "nodes_several": nodes["several"],
         "equal": equal,
     }
 
@@ -66,6 +71,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--hop", type=float, default=0.02, help="seconds added to each message")
+    parser.add_argument("--characters", type=int, help="at most, of each prompt")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of each node")
@@ -74,7 +80,7 @@ def main() -> None:
     asked = parser.parse_args()
     every = [each.turns[0] for each in read_prompts(asked.prompts)]
     most = max(asked.users)
-    texts = [every[index * len(every) // most] for index in range(most)]
+    texts = [every[index * len(every) // most][: asked.characters] for index in range(most)]
     options: dict[str, Any] = {"dtype": asked.format, "threads": asked.threads}
     with LM(asked.model, budget=0, **options) as lm:
         expected = generate(lm, texts, asked.tokens)
