@@ -48,6 +48,7 @@ SMOKE = {
     + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --users 2 --hop 0.001"
     + " --tokens 6 --rounds 1 --budgets plain",
     "prefill_apart.py": SMALL + " --length 150 --rounds 1 --memory 100000000 --kv-format fp32",
+    "neuron_window.py": "--random 64:256:2 --tokens 16 --nodes 1 4 --shares 0.3",
     "streaming.py": SMALL
     + " --weights-memory 600KB --limit 2GB --prompts {models}/../data/spec-bench/question.jsonl"
     + " --count 1 --tokens 4 --megabytes 4 --batch 2 --drafters lookup",

@@ -346,7 +346,7 @@ RULES = (
     Rule(
         S.REFERENCE,
         S.STREAMED_WEIGHTS,
-        "torch holds all weights, but for the format stored, whose layers stay in the checkpoint",
+        "torch holds all weights but neurons with ReLU, and layers that the format stored expands",
         "take the native engine, or leave weights_memory out",
     ),
     Rule(

@@ -62,7 +62,6 @@ SHARED = {
 
 # Systems that Paceline is to serve and does not yet.
 NOT_YET = (
-    14,
     21,
     41,
     48,
@@ -170,6 +169,15 @@ FEATURES = (
         "native/engine/weight_stream.cpp",
         (96,),
         {96: "keys, values and activations on disk; the cache in 4 bits"},
+    ),
+    Feature(
+        "windows of neurons",
+        "Keep the neurons of recent tokens in memory and read others from a file, in layers where "
+        "ReLU makes most of them 0 (`--engine reference --weights-memory`); a bound finds those "
+        "that count.",
+        "src/paceline/engines/neuron_window.py",
+        (14,),
+        {14: "it runs in the reference engine, and leaves layers with a gate alone"},
     ),
     Feature(
         "bitmaps of sparse weights",

@@ -11,7 +11,7 @@ from paceline.engines.base import Engine
 from paceline.engines.collaborators import AttentionPattern, LayerExits
 from paceline.engines.kv_formats import GROUPED_KV, grouped_format
 from paceline.engines.part import Part
-from paceline.engines.sides import model_sides
+from paceline.engines.sides import has_rectified_neurons, model_sides
 from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested, RoundedInputs
 
@@ -67,7 +67,8 @@ def open_engine(
             nothing. The reference engine has int4, int3 and gear besides the format of its weights.
         pattern: attention pattern; of the native engine one that chooses runs of positions.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
-        weights_memory: most bytes of weights in memory, of the native engine; see `NativeEngine`.
+        weights_memory: most bytes of weights in memory, of the native engine, see `NativeEngine`,
+            and of the reference engine for models with ReLU, see `NeuronWindow`.
         part: layers that the engine runs, see `Engine.forward_part`; None: all.
         exits: which layers each token runs, of the reference engine.
 
@@ -98,14 +99,26 @@ def open_engine(
         if pattern is not None:
             sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
         if weights_memory is not None:
-            sides[Side.STREAMED_WEIGHTS] = "weights_memory"
+            windowed = has_rectified_neurons(model.config, model.weights) and not rounds
+            if static or weight_format == KEPT or not windowed:
+                sides[Side.STREAMED_WEIGHTS] = "weights_memory"
         if exits is not None:
             sides[Side.EXITS] = f"the exit policy {exits.name}"
         check(sides)
         place = "cpu" if device is None else device
         if static:
             return _static(model, place, weight_format, kv_limit)
-        return _reference(model, place, weight_format, kv_format, kv_limit, pattern, part, exits)
+        return _reference(
+            model,
+            place,
+            weight_format,
+            kv_format,
+            kv_limit,
+            pattern,
+            part,
+            exits,
+            weights_memory,
+        )
     sides = {Side.NATIVE: "the native engine", **model_sides(model.config)}
     if pattern is not None:
         native = pattern.sparse_prefill or pattern.few_read
@@ -179,6 +192,7 @@ def _reference(
     pattern: AttentionPattern | None,
     part: Part | None,
     exits: LayerExits | None,
+    weights_memory: int | None,
 ) -> Engine:
     dtype = _torch_dtype("reference", weight_format, KEPT)
     from paceline.engines.exiting import ExitingEngine
@@ -195,6 +209,7 @@ def _reference(
         stored=weight_format == KEPT,
         kv_format=kv_format,
         part=part,
+        weights_memory=weights_memory,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.abilities import Ability
+from paceline.cache_dir import cache_folder
 from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
@@ -24,6 +25,7 @@ from paceline.engines.grouped_cache import GroupedView, rounded_rows
 from paceline.engines.grouped_rounding import to_half
 from paceline.engines.kv_formats import NO_GROUPED_KV, grouped_format
 from paceline.engines.latents import latent_factors
+from paceline.engines.neuron_window import NeuronFile, NeuronWindow, neuron_bytes, share_memory
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.part import Part
 from paceline.engines.pattern_mask import PatternMask
@@ -67,10 +69,13 @@ class ReferenceEngine(Engine):
             that they take stays that of `dtype`); auto keeps them in `dtype`.
         part: layers that are run, by `forward_part`; None: all. `config` and `weights` are those
             of the whole model.
+        weights_memory: most bytes of weights in memory, of models with ReLU;
+            None: all. Neurons beyond it are read from a file, see `NeuronWindow`.
 
     Raises:
         MethodError: torch has no such device here.
-        ModelError: a tensor holds NaN or infinite values.
+        ModelError: a tensor holds NaN or infinite values; `weights_memory` is too small, or there
+            is no room for the file.
     """
 
     name = "reference"
@@ -103,6 +108,7 @@ class ReferenceEngine(Engine):
         stored: bool = False,
         kv_format: str = "auto",
         part: Part | None = None,
+        weights_memory: int | None = None,
     ) -> None:
         self.part = part
         if part is not None:
@@ -126,10 +132,13 @@ class ReferenceEngine(Engine):
         self._numbers = count()
         self._limit: int | None = None
         self._outer: dict[str, Tensor] = {}
+        self.windows: list[NeuronWindow] = []
         self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
             if stored and name.startswith("layers."):
+                continue
+            if weights_memory is not None and name.endswith((".up", ".down")):
                 continue
             tensor = torch.tensor(to_dense(weights[name])).to(self._device, dtype)
             if name.startswith("layers."):
@@ -144,6 +153,8 @@ class ReferenceEngine(Engine):
             self._layers = StoredLayers(weights, len(config.layers), self._device, dtype)
         else:
             self._take_latents(weights)
+        if weights_memory is not None:
+            self._take_neurons(weights, weights_memory, layers)
         self._mask = None if pattern is None else PatternMask(config, pattern, None)
         if pattern is not None and pattern.few_read is not None:
             self._mask = PatternMask(config, pattern, pattern.head_reads(self))
@@ -171,6 +182,36 @@ class ReferenceEngine(Engine):
                 Ability.KEYS,
                 Ability.APPEND_ROWS,
             }
+
+    def _take_neurons(
+        self, weights: Mapping[str, Linear | Floats], budget: int, layers: list[_Layer]
+    ) -> None:
+        """Keep neurons in windows where not all weights fit into a budget of bytes."""
+        held = [*self._outer.values(), *(each for layer in layers for each in layer.values())]
+        others = sum(each.nbytes for each in held if isinstance(each, Tensor))
+        file = None
+        if others + neuron_bytes(self.config, self.dtype.itemsize) > budget:
+            file, self.weights_memory = NeuronFile(cache_folder()), budget
+        for index, layer in enumerate(layers):
+            if not self.config.layers[index].intermediate:
+                continue
+            up, down = (
+                torch.tensor(to_dense(weights[f"layers.{index}.{name}"])).to(
+                    self._device, self.dtype
+                )
+                for name in ("up", "down")
+            )
+            if file is None:
+                layer.update(up=up, down=down)
+                continue
+            biases = [layer.get(f"{name}.bias") for name in ("up", "down")]
+            up_bias, down_bias = (each if isinstance(each, Tensor) else None for each in biases)
+            window = NeuronWindow(file, up, up_bias, down, down_bias, self.config.activation)
+            layer["mlp"] = window
+            self.windows.append(window)
+        if self.windows:
+            share_memory(self.windows, budget, others)
+        self.streamed_bytes = sum(each.read_bytes for each in self.windows)
 
     @property
     def memory(self) -> Memory:

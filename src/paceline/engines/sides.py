@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side
@@ -31,3 +32,12 @@ def model_sides(config: ModelConfig) -> dict[Side, str]:
     if all(rope.scaling != DUAL_CHUNK for rope in ropes):
         return {}
     return {Side.DUAL_CHUNK: f"rope={DUAL_CHUNK}"}
+
+
+def has_rectified_neurons(config: ModelConfig, names: Collection[str]) -> bool:
+    """Return whether neurons of a model with weights of these names give 0 where ReLU does.
+
+    Those of gated layers are not windowed, nor those with a norm behind the activation.
+    """
+    normed = any(name.endswith(".mlp_inner_norm") for name in names)
+    return config.activation in ("relu", "relu2") and not config.gated and not normed

@@ -252,6 +252,11 @@ def _heads(x: Tensor, layer: LayerConfig) -> Tensor:
 
 def mlp(x: Tensor, config: ModelConfig, weights: LayerWeights, tap: Tap | None = None) -> Tensor:
     """Run the feed-forward part, its post-norm included, on x [..., T, hidden]."""
+    whole = weights.get("mlp")  # a function that stands for matrices, biases and activation
+    if whole is not None and not isinstance(whole, Tensor):
+        if tap is not None:
+            tap("up", x)
+        return norm(whole(x), config, weights, "mlp_post_norm")
     act = ACTIVATIONS[config.activation]
     up = project(x, weights, "up", tap)
     hidden = act(project(x, weights, "gate", tap)) * up if config.gated else act(up)
