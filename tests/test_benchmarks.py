@@ -46,7 +46,7 @@ SMOKE = {
     + " --tokens 6 --requests 3 --request-tokens 6 --kills 1",
     "pipeline_batches.py": SMALL
     + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --users 2 --hop 0.001"
-    + " --tokens 6 --rounds 1 --budgets plain",
+    + " --tokens 6 --rounds 1 --budgets plain --requests 4 --request-tokens 6 --kills 1",
     "prefill_apart.py": SMALL + " --length 150 --rounds 1 --memory 100000000 --kv-format fp32",
     "neuron_window.py": "--random 64:256:2 --tokens 16 --nodes 1 4 --shares 0.3",
     "streaming.py": SMALL

@@ -33,8 +33,8 @@ def open_pipeline(
         source: its path or id on every node.
         pipeline: number of nodes, and how they are started.
         engine: of every node, as for `LM`; so are the others.
-        threads: of each node; None takes its cores, also where nodes share a machine: most of
-            the time one of them computes.
+        threads: of each node; None takes its cores, also where nodes share a machine: with one
+            request most of the time one of them computes.
         device: of the torch engine.
         weight_format: `dtype` of `LM`.
         kv_format: of cached keys and values.
