@@ -74,7 +74,6 @@ NOT_YET = (
     133,
     183,
     190,
-    204,
     214,
     217,
     228,
@@ -186,6 +185,14 @@ FEATURES = (
         "that their layer runs (`--format stored`).",
         "src/paceline/engines/stored_layers.py",
         (128,),
+    ),
+    Feature(
+        "stories in long contexts",
+        "Ask for one, two or three facts of a story that book text hides (`paceline eval --suite "
+        "babilong`).",
+        "src/paceline/measuring/evaluation/story_tasks.py",
+        (204,),
+        {204: "the model: memory that is trained to go from segment to segment"},
     ),
     Feature(
         "compressed caches",

@@ -31,7 +31,7 @@ class SuiteOptions:
     suite: Annotated[
         list[str],
         typer.Option(
-            help="blimp, lambada, gsm8k, mbpp, long, squad, or lm_eval:TASK of "
+            help="blimp, lambada, gsm8k, mbpp, long, babilong, squad, or lm_eval:TASK of "
             "lm-evaluation-harness; repeatable."
         ),
     ] = field(default_factory=list)

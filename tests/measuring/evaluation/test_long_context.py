@@ -202,7 +202,7 @@ def test_contexts_that_cannot_be_built_are_refused(lm, tmp_path, books):
 def test_policies_are_refused_with_suites_that_they_do_not_act_on(tmp_path):
     for settings in (SuiteSettings(suite=["long", "blimp"]), SuiteSettings(text=[tmp_path])):
         with pytest.raises(
-            RequestError, match="a KV policy acts in --suite gsm8k, long, mbpp, squad"
+            RequestError, match="a KV policy acts in --suite babilong, gsm8k, long, mbpp, squad"
         ):
             settings.check_policy()
     SuiteSettings(suite=["long", "gsm8k"]).check_policy()

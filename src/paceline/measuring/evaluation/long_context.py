@@ -133,6 +133,7 @@ class LongContexts(ContextSuite):
 
     name = "long"
     room = 128
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class LongContexts(ContextSuite):
         self.items = [
             Item((kind, number), item_key(kind, number, seed), kind)
             for number in range(limit or _CONTEXTS)
-            for kind in KINDS
+            for kind in self.kinds
         ]
         super().__init__(item_key(path.name, self._books), length, prefix, seed)
 
@@ -162,8 +163,14 @@ class LongContexts(ContextSuite):
             prefix_tokens(lm, self._prefix),
             self._size(lm),
         )
-        rng = np.random.default_rng([self._seed, number, KINDS.index(kind)])
-        context: LongContext = getattr(builder, kind)(self._excerpt(lm, rng), rng)
+        rng = np.random.default_rng([self._seed, number, self.kinds.index(kind)])
+        return self.built(builder, kind, self._excerpt(lm, rng), rng)
+
+    def built(
+        self, builder: ContextBuilder, kind: str, text: str, rng: np.random.Generator
+    ) -> LongContext:
+        """Return a context of a kind out of a text."""
+        context: LongContext = getattr(builder, kind)(text, rng)
         return context
 
     def _excerpt(self, lm: LM, rng: np.random.Generator) -> str:

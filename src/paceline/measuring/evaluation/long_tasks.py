@@ -107,6 +107,32 @@ class ContextBuilder:
         ]
         return LongContext(tokens, questions)
 
+    def story(
+        self,
+        text: str,
+        facts: Sequence[str],
+        asked: Sequence[tuple[str, str, str]],
+        rng: np.random.Generator,
+    ) -> LongContext:
+        """Hide sentences in their order.
+
+        Args:
+            text: that hides them.
+            facts: the sentences.
+            asked: question, beginning of the answer, which may be empty, and the word it ends with.
+            rng: draws the depths.
+        """
+        depths = self._depths(len(facts), rng)
+        needles = [
+            (depth, self._encode(f" {fact}")) for depth, fact in zip(depths, facts, strict=True)
+        ]
+        questions = []
+        for what, lead, word in asked:
+            question = self._encode(f"Question: {what}\nAnswer: {lead}".rstrip())
+            answer = self._encode(f" {word}")
+            questions.append(Question([*self._mark, *question, *answer], len(answer)))
+        return LongContext(self._filled(text, needles), questions)
+
     def _hidden(
         self, text: str, facts: list[tuple[str, str]], rng: np.random.Generator
     ) -> LongContext:

@@ -11,6 +11,7 @@ from typing import Any
 from paceline.engines.ensemble import parse_ensemble
 from paceline.errors import RequestError, unknown
 from paceline.lm import LM
+from paceline.measuring.evaluation.babilong import StoryContexts
 from paceline.measuring.evaluation.base import Suite
 from paceline.measuring.evaluation.blimp import Blimp
 from paceline.measuring.evaluation.gsm8k import Gsm8k
@@ -39,13 +40,14 @@ from paceline.models.tokenizer import same_tokens
 
 Document = dict[str, Any]
 Progress = Callable[[int, str], AbstractContextManager[Tick]]
-SUITES = ("blimp", "lambada", "gsm8k", "mbpp", "long", "squad")
+SUITES = ("blimp", "lambada", "gsm8k", "mbpp", "long", "babilong", "squad")
+_LONG = frozenset({"long", "babilong", "squad"})
 _GENERATING = frozenset({"gsm8k", "mbpp"})
 _SHOTS = {"gsm8k": 5, "mbpp": 3}
 # Options of some suites only. Given without one of them, they are refused.
 _TAKEN_BY = {
-    "prefix": frozenset({"blimp", "lambada", "long", "squad"}),
-    "context": frozenset({"long", "squad"}),
+    "prefix": _LONG | {"blimp", "lambada"},
+    "context": _LONG,
     "shots": _GENERATING,
     "chat": _GENERATING,
     "max_new_tokens": _GENERATING,
@@ -53,9 +55,7 @@ _TAKEN_BY = {
     "data": frozenset({*SUITES, PREFIX}),
 }
 _TOKENS = 400  # of an answer
-_POLICY_ACTS = frozenset(
-    {"gsm8k", "mbpp", "long", "squad"}
-)  # suites that read and write as requests do
+_POLICY_ACTS = _LONG | _GENERATING  # suites that read and write as requests do
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ class SuiteSettings:
             return Lambada(data, self.limit, prefix)
         if name == "long":
             return LongContexts(data, self.limit, self.context, prefix, self.seed)
+        if name == "babilong":
+            return StoryContexts(data, self.limit, self.context, prefix, self.seed)
         if name == "squad":
             return Squad(data, self.limit, self.context, prefix, self.seed)
         tokens = self.max_new_tokens or _TOKENS
