@@ -44,6 +44,8 @@ SMOKE = {
     "pipeline.py": SMALL
     + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --hop 0.001 --count 1"
     + " --tokens 6 --requests 3 --request-tokens 6 --kills 1",
+    "attention_workers.py": SMALL
+    + " --contexts 40 --workers 2 --batch 2 --steps 3 --hop 0.0001 --arms turns",
     "pipeline_batches.py": SMALL
     + " --prompts {models}/../data/spec-bench/question.jsonl --nodes 2 --users 2 --hop 0.001"
     + " --tokens 6 --rounds 1 --budgets plain --requests 4 --request-tokens 6 --kills 1",

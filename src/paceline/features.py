@@ -80,7 +80,6 @@ NOT_YET = (
     230,
     231,
     238,
-    239,
     249,
     257,
     269,
@@ -177,6 +176,14 @@ FEATURES = (
         "src/paceline/engines/neuron_window.py",
         (14,),
         {14: "it runs in the reference engine, and leaves layers with a gate alone"},
+    ),
+    Feature(
+        "attention on other workers",
+        "Leave attention to processes that hold keys and values, while groups of requests take "
+        "turns at the matrices: an experiment (`benchmarks/attention_workers.py`).",
+        "benchmarks/attention_workers.py",
+        (239,),
+        {239: "it is an experiment, which runs given tokens; no server leaves attention to others"},
     ),
     Feature(
         "bitmaps of sparse weights",
