@@ -173,11 +173,11 @@ def test_preempted_requests_lose_nothing(plain, split):
 
 def test_who_leaves_in_the_middle_of_a_pass_disturbs_nobody(plain, split):
     requests = [
-        plain.request(prompt, max_new_tokens=30, ignore_eos=True, seed=3) for prompt in PROMPTS
+        plain.request(prompt, max_new_tokens=60, ignore_eos=True, seed=3) for prompt in PROMPTS
     ]
     with working(split) as worker:
         for number, request in enumerate(requests):
-            worker.submit(Job(str(number), request))
+            worker.submit(Job(str(number), request, budget=3))
         events = [event for _ in range(6) for event in worker.step()]
         flying = [entry.id for batch in worker._flights for entry in batch.entries]
         events += worker.cancel(flying[0])
@@ -194,7 +194,7 @@ def test_a_bug_in_one_pass_leaves_the_worker_and_the_nodes_usable(plain, split, 
     request = plain.request(PROMPTS[0], max_new_tokens=9, ignore_eos=True)
     with working(split) as worker:
         for number in range(4):
-            worker.submit(Job(str(number), request))
+            worker.submit(Job(str(number), request, budget=0))
         for _ in range(4):
             worker.step()
         assert worker._flights
