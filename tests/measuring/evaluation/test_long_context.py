@@ -206,7 +206,7 @@ def test_policies_are_refused_with_suites_that_they_do_not_act_on(tmp_path):
         ):
             settings.check_policy()
     SuiteSettings(suite=["long", "gsm8k"]).check_policy()
-    with pytest.raises(RequestError, match="--context is of --suite long or squad"):
+    with pytest.raises(RequestError, match="--context is of --suite babilong or long or squad"):
         SuiteSettings(suite=["blimp"], context=512, data=tmp_path).check()
 
 
