@@ -70,6 +70,8 @@ SMOKE = {
     "kv_formats.py": SMALL
     + " --contexts 128 --rounds 1 --positions 90 --documents 1"
     + " --text {models}/../text/peps.jsonl.xz",
+    "window_layers.py": SMALL
+    + " --text {models}/../text/peps.jsonl.xz --skip 10 --length 80 --scored 40 --window 16",
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
     "predictions.py": SMALL + " --prompts 1 --budgets 4",

@@ -97,7 +97,7 @@ class _Products:
 
         self._config, self._shape = config, config.layers[index]
         self._weights = weights
-        self._mask = blocks.causal_mask(positions, self._shape.window)
+        self._mask = blocks.causal_mask(positions, self._shape)
         self._rotation = blocks.rotation_of(self._shape, positions)
         self.fisher = {
             name: torch.zeros_like(weights[name]) for name in MATRICES if name in weights

@@ -195,7 +195,7 @@ class _Runner:
     def __init__(self, config: ModelConfig, shape: LayerConfig, length: int) -> None:
         positions = torch.arange(length)
         self._config, self.shape = config, shape
-        self._mask = blocks.causal_mask(positions, shape.window)
+        self._mask = blocks.causal_mask(positions, shape)
         self._rotation = blocks.rotation_of(shape, positions)
         self._step = max(1, _TOGETHER // length)
 

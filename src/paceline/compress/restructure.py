@@ -20,7 +20,7 @@ from paceline.models.formats.writer import write_arrays, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SIZES = ("heads", "kv_heads", "intermediate")
+_SIZES = ("heads", "kv_heads", "intermediate", "window", "sinks")
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Restructured:
         )
 
 
-def _sizes(entry: Mapping[str, int]) -> dict[str, int]:
-    return {name: int(entry[name]) for name in _SIZES}
+def _sizes(entry: Mapping[str, int | None]) -> dict[str, int | None]:
+    return {name: entry[name] for name in _SIZES}
 
 
 def _file(folder: Path, step: int, place: int) -> Path:

@@ -93,7 +93,7 @@ def run_block(
     from paceline.models import blocks
 
     positions = torch.arange(x.shape[1])
-    mask = blocks.causal_mask(positions, shape.window)
+    mask = blocks.causal_mask(positions, shape)
     rotation = blocks.rotation_of(shape, positions)
     step = max(1, _TOGETHER // x.shape[1])
     parts = (

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.abilities import Ability
+from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, Cached, Engine, Rows, wanted
 from paceline.engines.byte_activations import choose_activations
@@ -34,6 +35,7 @@ from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.part import Part
 from paceline.engines.screened import Logits
+from paceline.engines.sides import model_sides
 from paceline.engines.sparse_prefill import BLOCK, SparsePrefill, block_chunk, block_cut
 from paceline.engines.surprisals import Surprisals
 from paceline.engines.threads import default_threads
@@ -145,6 +147,7 @@ class NativeEngine(Engine):
         if part is not None:
             config, weights = part.config(config), part.weights(config, weights)
         self.config = config
+        check({Side.NATIVE: "the native engine", **model_sides(config)})
         weight_format, act = split_activations(format)
         chosen = None if weight_format == "auto" else parse_format(weight_format)
         first = chosen or Format("fp32", "fp32")

@@ -90,7 +90,7 @@ class PatternMask:
         rule = self.pattern.few_read
         if rule is None:
             return self.pattern.mask(index, queries, keys, at, held, chain)
-        if self.reads is None:
+        if self.reads is None or layer.sinks:  # behind sinks and a window nothing is left to choose
             return None
         reads, memory = self.reads[index], sequence.memory
         if rule.clusters:

@@ -252,7 +252,7 @@ def visible(
     columns = np.hstack([own, np.tile(positions, (len(own), 1))])  # [1 or H_kv, R + N]
     near = np.repeat((columns >= 0)[:, None], n, 1)  # [1 or H_kv, N, R + N]
     if layer.window is not None:
-        near &= positions[:, None] - columns[:, None] < layer.window
+        near &= layer.near(positions[:, None] - columns[:, None], columns[:, None])
     if len(near) == 1:
         return np.asarray(seen & near[0])
     return np.repeat(seen & near, layer.heads // len(own), 0)

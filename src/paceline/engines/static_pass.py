@@ -173,16 +173,17 @@ class StaticPass:
         seen = (behind < 0) | ((behind >= 0) & (behind < size) & ancestors[:, node])  # [N, S]
         at = torch.where(behind < 0, self._columns, positions[node])
         distance = positions[:, None] - at
-        masks: dict[int | None, Tensor] = {}
+        masks: dict[tuple[int | None, int], Tensor] = {}
         x = blocks.embed(tokens, positions, config, self.outer)
         for index, layer in enumerate(config.layers):
-            if layer.window not in masks:
-                near = seen if layer.window is None else seen & (distance < layer.window)
+            shown = (layer.window, layer.sinks)
+            if shown not in masks:
+                near = seen & layer.near(distance, at)
                 hidden = torch.full(near.shape, -torch.inf, device=x.device)
-                masks[layer.window] = hidden.masked_fill(near, 0.0)
+                masks[shown] = hidden.masked_fill(near, 0.0)
             rotation = self.rotations.at(layer.rope, positions)
             cache = partial(self._write, index, rows)
-            mask = masks[layer.window]
+            mask = masks[shown]
             x = blocks.block(x, config, layer, self.layers[index], mask, rotation, cache)
         state = blocks.final_state(x, config, self.outer)
         return state, blocks.head(state, config, self.outer)

@@ -288,7 +288,8 @@ class ScoringPolicy(Policy):
                 f"{list(layer.positions.shape)}"
             )
         if layer.config is not None and layer.shape.window is not None:
-            scores[layer.positions <= layer.length - layer.shape.window] = -np.inf
+            near = layer.shape.near(layer.length - layer.positions, layer.positions)
+            scores[~near] = -np.inf
         always = layer.positions < self.sinks
         always |= layer.positions >= layer.length - self.recent
         scores[always] = np.inf

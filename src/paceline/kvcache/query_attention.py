@@ -32,8 +32,7 @@ def query_attention(layer: LayerCache, window: int) -> Scores:
     own = np.arange(layer.length - count, layer.length)
     distance = own[:, None] - layer.positions[:, None, None, :]  # [H_kv, 1, W, S]
     hidden = (distance < 0) | (layer.positions < 0)[:, None, None]
-    if shape.window is not None:
-        hidden |= distance >= shape.window
+    hidden |= ~shape.near(distance, layer.positions[:, None, None, :])
     scores = np.where(hidden, -np.inf, scores)
     scores -= scores.max(-1, keepdims=True)
     shares = np.exp(scores)

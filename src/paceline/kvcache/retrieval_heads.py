@@ -125,8 +125,9 @@ class RetrievalHeads(ExpectedAttention):
         left = self.share * total
         whole: list[tuple[NDArray[np.int64], int]] = []
         for rank in ranks:
-            window = engine.config.layers[rank[0]].window
-            seen = length if window is None else max(base, min(length, window))
+            layer = engine.config.layers[rank[0]]
+            near = length if layer.window is None else min(length, layer.window + layer.sinks)
+            seen = max(base, near)
             if seen - base > left:
                 break
             left -= seen - base

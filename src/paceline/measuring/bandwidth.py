@@ -10,6 +10,7 @@ import numpy as np
 
 from paceline.engines.base import Engine
 from paceline.machine import largest_cache, usable_cores
+from paceline.models.config import LayerConfig
 
 _MIN_BUFFER = 256 << 20  # bytes
 
@@ -63,7 +64,11 @@ def bytes_per_token(engine: Engine, context: float) -> int | None:
     if matrices is None:
         return None
     seen = [
-        2 * layer.kv_heads * layer.head_dim * min(context, layer.window or context)
+        2 * layer.kv_heads * layer.head_dim * _rows_read(layer, context)
         for layer in engine.config.layers
     ]
     return matrices + round(sum(seen) * 4)  # float32
+
+
+def _rows_read(layer: LayerConfig, context: float) -> float:
+    return context if layer.window is None else min(context, layer.window + layer.sinks)

@@ -97,7 +97,7 @@ def logits(
     x = embed(tokens, positions, config, outer)
     for index, (layer, weights) in enumerate(zip(config.layers, layers, strict=True)):
         rotation = rotation_of(layer, positions)
-        mask = causal_mask(positions, layer.window)
+        mask = causal_mask(positions, layer)
         own = None if tap is None else lambda name, seen, index=index: tap(index, name, seen)
         x = block(x, config, layer, weights, mask, rotation, tap=own)
     return head(final_state(x, config, outer), config, outer)
@@ -343,13 +343,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, adjacent: bool = False) -> Tenso
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
-def causal_mask(positions: Tensor, window: int | None = None) -> Tensor:
+def causal_mask(positions: Tensor, layer: LayerConfig) -> Tensor:
     """Return the float32 mask [T, T] of a text: each position sees itself and those before it.
 
-    With a `window` it sees the last `window` positions, itself included.
+    Where the layer has a window, it sees of those what is near, and the sinks.
     """
     distance = positions[:, None] - positions
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    seen = (distance >= 0) & layer.near(distance, positions)
     hidden = torch.full(seen.shape, -torch.inf, device=positions.device)
     return hidden.masked_fill(seen, 0.0)
 

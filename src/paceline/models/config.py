@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 from paceline.errors import ModelError, unknown
 from paceline.models.rope import Rope
@@ -63,6 +64,7 @@ class LayerConfig:
         intermediate: width of the MLP; 0 where the layer has none.
         window: a position sees the last `window` positions, itself included; None sees all.
         rope: rotary embedding, or None if positions are learned or absent.
+        sinks: first positions of the text that are seen in spite of the window.
     """
 
     heads: int
@@ -71,9 +73,11 @@ class LayerConfig:
     intermediate: int
     window: int | None = None
     rope: Rope | None = None
+    sinks: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("heads", 0), ("kv_heads", 0), ("head_dim", 1), ("intermediate", 0)):
+        sizes = (("heads", 0), ("kv_heads", 0), ("head_dim", 1), ("intermediate", 0), ("sinks", 0))
+        for name, low in sizes:
             _check_size(name, getattr(self, name), low)
         if bool(self.heads) != bool(self.kv_heads) or self.heads % max(self.kv_heads, 1):
             raise ModelError(
@@ -81,6 +85,8 @@ class LayerConfig:
             )
         if self.window is not None:
             _check_size("window", self.window)
+        elif self.sinks:
+            raise ModelError(f"sinks is {self.sinks} without a window, expected 0")
         if self.rope is None:
             return
         _check_size("dim of a rope", self.rope.dim, low=2)
@@ -89,6 +95,17 @@ class LayerConfig:
                 f"dim of a rope is {self.rope.dim}, expected an even number up to head_dim "
                 f"{self.head_dim}"
             )
+
+    def near(self, distance: Any, positions: Any) -> Any:
+        """Return which positions the window shows, sinks among them; all where there is none.
+
+        Args:
+            distance: of each position from the one that sees it, an array of numpy or torch.
+            positions: of what is seen, of a shape that goes with it.
+        """
+        if self.window is None:
+            return positions < _LARGEST
+        return (distance < self.window) | (positions < self.sinks)
 
 
 @dataclass(frozen=True, slots=True)

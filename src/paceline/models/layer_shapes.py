@@ -3,8 +3,8 @@
 Methods that leave parts of a model out (`compress.structure`) write `layer_shapes`, a list with one
 entry for each of the `num_hidden_layers` of the model that it was: null where the layer is gone,
 else an object with `heads`, `kv_heads` and `intermediate`, of which 0 means that the layer has no
-attention or no MLP; and `added_biases`, names of matrices that got a bias. What depends on the
-place of a layer, such as its window, stays what it was.
+attention or no MLP, and, where the layer got a window, `window` and `sinks`; and `added_biases`,
+names of matrices that got a bias. What else depends on the place of a layer stays what it was.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 from paceline.errors import ModelError
 from paceline.models.config import LayerConfig
-from paceline.models.fields import Fields
+from paceline.models.fields import LARGEST, Fields
 
 SHAPES, BIASES = "layer_shapes", "added_biases"
 _SIZES = ("heads", "kv_heads", "intermediate")
+_NEAR = ("window", "sinks")
 _BIASED = ("o", "down")
 
 
@@ -49,9 +50,10 @@ def _read(fields: Fields, index: int, entry: object, layer: LayerConfig) -> Laye
     if entry is None:
         return None
     where = f"{SHAPES}[{index}] of {fields.where}"
-    if not isinstance(entry, dict) or set(entry) != set(_SIZES):
+    if not isinstance(entry, dict) or set(entry) not in (set(_SIZES), {*_SIZES, *_NEAR}):
         raise ModelError(
-            f"{where} is {entry!r:.80}, expected null or an object with {', '.join(_SIZES)}"
+            f"{where} is {entry!r:.120}, expected null or an object with {', '.join(_SIZES)}, and "
+            f"where it got a window {' and '.join(_NEAR)}"
         )
     own = Fields(entry, where)
     heads, kv_heads, inner = (
@@ -59,7 +61,11 @@ def _read(fields: Fields, index: int, entry: object, layer: LayerConfig) -> Laye
     )
     if not heads and not inner:
         raise ModelError(f"{where} has no heads and no intermediate, expected null for no layer")
-    return LayerConfig(heads, kv_heads, layer.head_dim, inner, layer.window, layer.rope)
+    window, sinks = layer.window, layer.sinks
+    if "window" in entry:
+        window = own.integer("window", high=window or LARGEST)
+        sinks = own.integer("sinks", low=0)
+    return LayerConfig(heads, kv_heads, layer.head_dim, inner, window, layer.rope, sinks)
 
 
 def read_biases(fields: Fields) -> frozenset[str]:
@@ -92,7 +98,10 @@ def shape_settings(
     places = [place for place, entry in enumerate(before) if entry is not None]
     entries: list[dict[str, int] | None] = [None] * len(before)
     for index, layer in kept:
-        entries[places[index]] = {name: getattr(layer, name) for name in _SIZES}
+        old, place = layers[index], places[index]
+        same = (layer.window, layer.sinks) == (old.window, old.sinks)
+        names = _SIZES if same and _NEAR[0] not in before[place] else (*_SIZES, *_NEAR)
+        entries[place] = {name: getattr(layer, name) for name in names}
     settings: dict[str, Any] = {SHAPES: entries}
     if biases or values.get(BIASES):
         settings[BIASES] = sorted(biases | frozenset(values.get(BIASES) or ()))
@@ -107,6 +116,8 @@ def plain_settings(values: dict[str, Any]) -> dict[str, Any]:
     entries = values.get(SHAPES)
     kept = [entry for entry in entries or () if entry is not None]
     if not kept or values.get(BIASES) or any(entry != kept[0] for entry in kept):
+        return values
+    if _NEAR[0] in kept[0]:
         return values
     rest = {name: value for name, value in values.items() if name not in (SHAPES, BIASES)}
     return rest | {"num_hidden_layers": len(kept)}

@@ -112,7 +112,7 @@ class Distillation:
         positions = torch.arange(tokens.shape[-1])
         x = blocks.embed(tokens, positions, config, outer)
         for shape, weights in zip(config.layers, layers, strict=True):
-            mask = blocks.causal_mask(positions, shape.window)
+            mask = blocks.causal_mask(positions, shape)
             rotation = blocks.rotation_of(shape, positions)
             x = blocks.block(x, config, shape, weights, mask, rotation, cache)
         return blocks.head(blocks.final_state(x, config, outer), config, outer)

@@ -198,7 +198,7 @@ def _cheapest(remover: PartRemover, model: WholeModel, order: Sequence[int]) -> 
     """Remove the parts one by one whose removal costs least; see `PartRemover`."""
     model = replace(model, texts=model.texts[: remover.rows]).in_memory
     shapes: list[LayerConfig | None] = list(model.config.layers)
-    states = _states(model, shapes, 0, model.embed(model.texts))
+    states = layer_states(model, shapes, 0, model.embed(model.texts))
     right, chosen = states[-1], list[int]()
 
     def without(index: int) -> list[LayerConfig | None]:
@@ -206,18 +206,20 @@ def _cheapest(remover: PartRemover, model: WholeModel, order: Sequence[int]) -> 
         return [*shapes[:index], left, *shapes[index + 1 :]]
 
     def cost(index: int) -> float:
-        return divergence(model, right, _states(model, without(index), index, states[index])[-1])
+        return divergence(
+            model, right, layer_states(model, without(index), index, states[index])[-1]
+        )
 
     for _ in range(remover.count):
         tried = [index for index in order if index not in chosen][: remover.candidates]
         cheapest = min(tried, key=cost)
         chosen.append(cheapest)
         shapes = without(cheapest)
-        states[cheapest:] = _states(model, shapes, cheapest, states[cheapest])
+        states[cheapest:] = layer_states(model, shapes, cheapest, states[cheapest])
     return chosen
 
 
-def _states(
+def layer_states(
     model: WholeModel, shapes: Sequence[LayerConfig | None], first: int, x: Tensor
 ) -> list[Tensor]:
     """Return what goes into each layer from `first` on, and what comes out of the last one.

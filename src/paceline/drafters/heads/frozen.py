@@ -55,7 +55,7 @@ class FrozenModel:
             x = x + outer["positions"][positions + config.position_offset]
         distance = positions[:, None] - positions
         for layer, weights in zip(config.layers, self._layers, strict=True):
-            near = seen if layer.window is None else seen & (distance < layer.window)
+            near = seen & layer.near(distance, positions)
             mask = torch.zeros(near.shape).masked_fill(~near, -torch.inf)[:, None]  # [B, 1, T, T]
             x = blocks.block(x, config, layer, weights, mask, blocks.rotation_of(layer, positions))
         return blocks.final_state(x, config, outer)

@@ -41,7 +41,7 @@ def _layers(ours: ModelConfig, other: ModelConfig) -> Iterator[str]:
         yield f"its {len(ours.layers)} layers"
         return
     pairs = list(zip(ours.layers, other.layers, strict=True))
-    if any(a.window != b.window for a, b in pairs):
+    if any((a.window, a.sinks) != (b.window, b.sinks) for a, b in pairs):
         yield "the attention windows of its layers"
     if any(_sizes(a) != _sizes(b) for a, b in pairs):
         yield "the sizes of its layers"
