@@ -33,7 +33,7 @@ LAYERS = [
     ["engines"],
     ["attention", "compress", "control", "documents", "drafters", "exits", "kvcache", "watermarks"],
     ["decoding", "training"],
-    ["loading", "request_builder", "request_options", "scoring"],
+    ["loading", "prompt_filter", "request_builder", "request_options", "scoring"],
     ["serving"],  # is handed an LM, and knows no more than its type
     ["deprecated", "lm"],  # generates several prompts at once by serving's worker
     ["planning", "measuring"],

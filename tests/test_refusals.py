@@ -1,7 +1,9 @@
 """Each rule of `compatibility.RULES`, triggered from where users meet it."""
 
 import asyncio
+import json
 from dataclasses import replace
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,6 +97,13 @@ def native_sinks():
     NativeEngine(replace(config, layers=layers), {})
 
 
+def filtered_tools():
+    with NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump([TOOL], file)
+        file.flush()
+        command("generate", "Once", "--prompt-keep", 64, "--tools", file.name)
+
+
 def model_drafter():
     return f"model:path={shared('models', SMALL)}"
 
@@ -135,6 +144,10 @@ TRIGGERS = {
     ),
     "native-exits": lambda: lm(SMALL, exits="calm"),
     "static-exits": lambda: lm(SMALL, engine="static", exits="skip_decode"),
+    "documents-filtered-prompt": lambda: command(
+        "generate", "Once", "--prompt-keep", 64, "--document", __file__
+    ),
+    "tools-filtered-prompt": filtered_tools,
     "documents-search": lambda: search("beam", documents=["Lily"]),
     "documents-prompt-scores": lambda: completion_jobs(
         lm(), CompletionBody(prompt="Once", documents=["Lily"], prompt_logprobs=1), "a", "", LIMITS

@@ -19,6 +19,7 @@ class Side(StrEnum):
 
     KV_POLICY = "a KV policy"
     DOCUMENTS = "documents"
+    FILTERED_PROMPT = "a filtered prompt"
     POSITION_DRAFTER = "a drafter that attends to chosen positions"
     GUIDE = "a guide"
     OTHER_GUIDE = "another guide with the same place in the order"
@@ -169,6 +170,16 @@ RULES = (
         S.DOCUMENTS,
         S.PATTERN,
         "the pattern chooses among positions, and documents are moved to theirs",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.FILTERED_PROMPT,
+        "documents are kept whole, and a filter chooses among the tokens of one prompt",
+    ),
+    Rule(
+        S.TOOLS,
+        S.FILTERED_PROMPT,
+        "the template writes the tools into the prompt, and a filter leaves tokens out there",
     ),
     Rule(S.DOCUMENTS, S.EXITS, "prompts run all layers, and documents are read apart from them"),
     Rule(

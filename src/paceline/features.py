@@ -90,7 +90,6 @@ NOT_YET = (
     297,
     299,
     332,
-    346,
     420,
     428,
     433,
@@ -324,6 +323,13 @@ FEATURES = (
         "src/paceline/documents/dependence.py",
         (369,),
         {369: "preloading of chunks while requests wait"},
+    ),
+    Feature(
+        "prompt filter",
+        "Let the first layers choose the tokens of a long prompt that the whole model reads, as a "
+        "shorter prompt that can be read (`LM.filter_prompt`, `generate --prompt-keep`).",
+        "src/paceline/prompt_filter.py",
+        (346,),
     ),
     Feature(
         "memory limit",

@@ -24,6 +24,7 @@ from paceline.documents.chunk import check_engine
 from paceline.documents.chunk_folder import ChunkFolder
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
+from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.engines.page_store import DEFAULT_LIMIT, PageStore, cache_identity
 from paceline.engines.pipeline import PipelineEngine
@@ -33,6 +34,7 @@ from paceline.exits.base import ExitPolicy
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
 from paceline.models.vocabulary import Vocabulary
+from paceline.prompt_filter import FilteredPrompt, kept_positions, open_filter
 from paceline.request_builder import RequestBuilder, check_messages
 from paceline.request_options import (
     Controls,
@@ -195,6 +197,8 @@ class LM:
             self.model, self.tokenizer, self.engine, self.drafter, policy
         )
         self._name = self.model.name
+        self._weight_format = dtype
+        self._filters: dict[int | None, Engine] = {}  # of prompts: the last one, by its layer
         self._lock = RLock()  # engine and drafter serve one thread at a time
         if prefix_cache_dir is not None:
             self.store_prefixes(prefix_cache_dir, prefix_cache_bytes)
@@ -403,6 +407,54 @@ class LM:
         with self._lock:
             scores = [score_tokens(self.engine, each) for each in tokens]
         return scores[0] if isinstance(texts, str) else scores
+
+    def filter_prompt(
+        self,
+        prompt: Prompt,
+        keep: int = 1024,
+        *,
+        layer: int | None = None,
+        pool: int = 5,
+        first: int = 1,
+        last: int = 16,
+    ) -> FilteredPrompt:
+        """Return the part of a prompt that the model's first layers look at (GemFilter).
+
+            kept = lm.filter_prompt(long_prompt, keep=512)
+            print(kept.text)
+            print(lm.generate(kept.tokens))
+
+        The first layers read the whole prompt, and the products of its last token's queries with
+        all keys choose. They are held in memory a second time, from the first call on. Lossy: the
+        model then reads the kept tokens as if nothing had stood between them.
+
+        Args:
+            prompt: text, token ids or chat messages.
+            keep: number of tokens.
+            layer: the one that chooses, from 0 on; those before it run, too. None: at two fifths of
+                the model.
+            pool: neighbours over which products are averaged, odd.
+            first: tokens at the beginning that are always kept.
+            last: tokens at the end that are always kept.
+
+        Raises:
+            RequestError: a number is out of range, the prompt is empty or longer than the model
+                sees, or the layer does not look at the whole prompt.
+            MethodError: the model runs in another engine than native or reference, or is streamed.
+        """
+        tokens, _ = self.request_builder.encode(held_prompt(prompt))
+        if not tokens:
+            raise RequestError("the prompt is empty; give at least one token")
+        with self._lock:
+            if layer not in self._filters:
+                engine = open_filter(self.model, self.engine, layer, self._weight_format)
+                self._filters = {layer: engine}
+            positions = kept_positions(
+                self._filters[layer], tokens, keep, pool=pool, first=first, last=last
+            )
+        kept = tuple(tokens[position] for position in positions)
+        text = self.tokenizer.decode(kept)
+        return FilteredPrompt(kept, tuple(positions.tolist()), len(tokens), text)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -130,6 +130,7 @@ def generate(
     plan: PlanOptions,
     prefixes: options.PrefixCacheOptions,
     documents: options.DocumentOptions,
+    filters: options.PromptFilterOptions,
     strategy: Strategy = None,
     chat: options.Chat = False,
     ignore_eos: IgnoreEos = False,
@@ -162,6 +163,15 @@ def generate(
     if not chat and lm.tokenizer.template is not None:
         say(CHAT_HINT)
     messages: Prompt = [{"role": "user", "content": text}] if chat else text
+    filtered = filters.filtered(lm, messages)
+    if filtered is not None:
+        sides = {Side.FILTERED_PROMPT: "--prompt-keep"}
+        if requested["documents"]:
+            check_sides(sides | {Side.DOCUMENTS: "--document"})
+        if requested["tools"]:
+            check_sides(sides | {Side.TOOLS: "--tools"})
+        say(f"kept {len(filtered.tokens)} of the prompt's {filtered.length} tokens")
+        messages = filtered.tokens
     if method is not None:
         outputs = lm.search(messages, method, **requested)
         drafting.keep(lm)
@@ -169,6 +179,7 @@ def generate(
         search.deliver(lm, method.name, outputs, json)
         return
     request = lm.request(messages, **requested)
+    request = request if filtered is None else replace(request, continues=not chat)
     if check and request.walk != "gumbel" and request.temperature > 0:
         check_sides({Side.REJECTION: "--walk rejection", Side.COMPARISON: "--check"})
     if not json:
@@ -176,6 +187,12 @@ def generate(
     output = stream(lm, request, quiet=json)
     drafting.keep(lm)
     record = describe(lm, request, output, drafting, sampling)
+    record["prompt_filter"] = filtered and {
+        "length": filtered.length,
+        "positions": list(filtered.positions),
+        "text": filtered.text,
+    }
+    record["lossy"] |= filtered is not None and len(filtered.tokens) < filtered.length
     if output.finish not in ("interrupted", "context"):
         explain_silence(lm, output.text, chat)
     report(record, output)
@@ -214,6 +231,8 @@ def report(record: dict[str, Any], output: Output) -> None:
         what = record["drafter"] if policy is None else f"the KV policy {policy}"
         if record["documents"]:
             what = "a prompt with documents computed apart"
+        if record["prompt_filter"]:
+            what = "a filtered prompt"
         say(f"{what} is lossy: this is not what plain decoding writes")
 
 

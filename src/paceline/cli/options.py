@@ -16,7 +16,8 @@ from paceline.errors import RequestError
 if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
     from paceline.engines.pipeline.settings import Pipeline
-    from paceline.lm import LM, RequestOptions
+    from paceline.lm import LM, Prompt, RequestOptions
+    from paceline.prompt_filter import FilteredPrompt
     from paceline.watermarks.base import Watermark as Mark
 
 _DRAFTERS_HELP = (
@@ -202,6 +203,37 @@ class PrefixCacheOptions:
         size = _size("--prefix-cache-bytes", self.prefix_cache_bytes)
         if self.prefix_cache_dir is not None:
             lm.store_prefixes(self.prefix_cache_dir, size)
+
+
+@dataclass(frozen=True)
+class PromptFilterOptions:
+    """Filter of long prompts."""
+
+    prompt_keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Let the first layers choose so many tokens of the prompt, which the model then "
+            "reads alone; lossy.",
+        ),
+    ] = None
+    prompt_layer: Annotated[
+        int | None,
+        typer.Option(min=0, help="Layer that chooses them. Default: at two fifths of the model."),
+    ] = None
+
+    def filtered(self, lm: LM, prompt: Prompt) -> FilteredPrompt | None:
+        """Return what is kept of a prompt; None: it is not filtered.
+
+        Raises:
+            PacelineError: a layer is named without a number of tokens, or the model or the prompt
+                cannot be filtered.
+        """
+        if self.prompt_keep is None:
+            if self.prompt_layer is not None:
+                raise RequestError("--prompt-layer is that of --prompt-keep; give both")
+            return None
+        return lm.filter_prompt(prompt, self.prompt_keep, layer=self.prompt_layer)
 
 
 @dataclass(frozen=True)
