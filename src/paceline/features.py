@@ -88,7 +88,6 @@ NOT_YET = (
     293,
     296,
     297,
-    299,
     332,
     420,
     428,
@@ -102,6 +101,8 @@ NOT_YET = (
 
 # Why some of them are not, where something is in the way.
 WHY_NOT = {
+    21: "a layer drops tokens by the attention of a prompt's last token, so that a prompt would be "
+    "one pass over ever fewer tokens; passes run all their nodes through all layers",
     48: "prompt tokens in the verified tree need rows of embeddings beyond the vocabulary there; "
     "`lookahead_embeddings` runs such inputs in a pass of its own",
     115: "mask tokens in the verified tree, as of 48, and trained keys and values before the text",

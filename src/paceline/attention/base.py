@@ -61,6 +61,8 @@ class Pattern(Method, ABC):
     ) -> Tensor:
         """Return which rows each query may read, bool [H, N, S], or [1, N, S] for all heads alike.
 
+        A pattern that weighs what it reads returns in their place what is added to scores, float.
+
         Args:
             layer: index of the layer.
             queries: [H, N, D], rotated and scaled.

@@ -66,7 +66,9 @@ class PatternMask:
         def hide(queries: Tensor, keys: Tensor) -> Tensor:
             queries = queries * self.config.attention_scale
             read = self._read(sequence, index, queries, keys, at, held, chain)
-            return mask if read is None else mask.masked_fill(~read, -torch.inf)
+            if read is None:
+                return mask
+            return mask.masked_fill(~read, -torch.inf) if read.dtype == torch.bool else mask + read
 
         return hide
 
@@ -80,7 +82,7 @@ class PatternMask:
         held: Tensor,
         chain: bool,
     ) -> Tensor | None:
-        """Return which rows are read, bool [H, N, S]; None: all."""
+        """Return which rows are read, bool [H, N, S], or what is added to scores; None: all."""
         layer, prompt = self.config.layers[index], sequence.prompt
         if (blocks := self.pattern.sparse_prefill) is not None:
             if index < blocks.dense or layer.window is not None:
