@@ -78,6 +78,8 @@ SMOKE = {
     "planner.py": SMALL + " --minutes 0.02 --goals exact --most 1 --tokens 4 --short",
     "watermarks.py": SMALL + " --texts 2 --plain 2 --tokens 12 --resamples 9",
     "sparse_prefill.py": "{models}/stories260K --lengths 300 --rounds 1",
+    "prompt_filter.py": SMALL
+    + " --context 384 --contexts 1 --kinds single --keep 64 --questions 1 --threads 1",
     "sparse_attention.py": "{models}/stories260K --lengths 200 --tokens 1 --rounds 1",
     "soak.py": "--minutes 0.05 --users 1 --kv-policies --model {models}/stories260K",
     "beyond_context.py": "{models}/stories260K --ends 300 600 --scored 64 --threads 1",
