@@ -23,6 +23,7 @@ from paceline.models.export.safetensors import check_describes
 from paceline.models.fields import read_json
 from paceline.models.formats.base_checkpoint import Base, base_of, changes
 from paceline.models.formats.safetensors import Stored, read_file
+from paceline.models.formats.shared_layers import SHARED
 from paceline.models.formats.stored_forms import arrays_of, scheme
 from paceline.models.formats.writer import write_arrays, write_bytes, write_json
 from paceline.models.hf_config import read_config
@@ -102,6 +103,14 @@ class Target:
                     f"{made.hidden_size}; take narrow or layer_drop"
                 )
         return replace(self, settings=settings)
+
+    def sharing(self, layers: Mapping[int, int]) -> Target:
+        """Return what is written where layers have the matrices of others: layer -> the other."""
+        if not layers:
+            return self
+        named = {str(layer): source for layer, source in layers.items()}
+        described = {**self.settings["quantization_config"], SHARED: named}
+        return replace(self, settings={**self.settings, "quantization_config": described})
 
 
 @dataclass(frozen=True)

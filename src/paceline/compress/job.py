@@ -132,7 +132,10 @@ class CompressionJob:
         if done < layers:
             gradients = self._gradients(work, source.model)
             inputs = work.hidden(done) if done else self._first_inputs(source, texts)
-            for block in compress_blocks(config, layer, inputs, self.recipe, done, gradients):
+            found = compress_blocks(
+                config, layer, inputs, self.recipe, done, gradients, source.shared, work.block
+            )
+            for block in found:
                 self._check_block(block)
                 work.save(block)
                 tick(1)
@@ -143,6 +146,7 @@ class CompressionJob:
         target = self._target
         if self.recipe.structures:
             target = target.reshaped(self.model.config, source.kept, source.biases, config)
+            target = target.sharing({at: each.source for at, each in source.shared.items()})
         outer = self._new_outer(source)
         size = write_checkpoint(draft, self.model, self.recipe, target, work, layers, outer)
         size = self._finish(draft, size)

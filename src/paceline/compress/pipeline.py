@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from paceline.compress.base import GROUPS, MATRICES, OF_GRADIENTS, Block, Statistic, Statistics
 from paceline.compress.kronecker import Kronecker
 from paceline.compress.recipe import Recipe
+from paceline.compress.shared_blocks import shared_block
 from paceline.errors import ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rounding import rounded_product
 from paceline.models.tensors import Linear, RoundedInputs, narrowest
+
+if TYPE_CHECKING:
+    from paceline.compress.restructure import SharedLayer
 
 _TOGETHER = 1024  # positions that run through a block at once; caches hold more of fewer
 
@@ -44,6 +49,8 @@ def compress_blocks(
     recipe: Recipe,
     start: int = 0,
     gradients: Callable[[int, str], Statistics] | None = None,
+    shared: Mapping[int, SharedLayer] = MappingProxyType({}),
+    finished: Callable[[int], Mapping[str, Linear | Tensor]] | None = None,
 ) -> Iterator[CompressedBlock]:
     """Compress every matrix of the decoder blocks, in order.
 
@@ -58,6 +65,8 @@ def compress_blocks(
         start: the first block.
         gradients: returns what gradients say of a matrix, by the index of its layer and its name;
             None where the recipe asks for none of that.
+        shared: blocks that have the matrices of others as these are stored.
+        finished: reads what is stored of a block before; needed where any are shared.
 
     Raises:
         ModelError: a weight, an input of a matrix or an output is no number.
@@ -68,6 +77,12 @@ def compress_blocks(
         weights = dict(layer(index))
         _check_finite(index, weights)
         runner = _Runner(config, config.layers[index], x.shape[1])
+        if index in shared:
+            assert finished is not None, "blocks are kept"
+            block_of = shared_block(index, weights, shared[index], finished(shared[index].source))
+            x = _outputs(runner, index, block_of[1], x)
+            yield CompressedBlock(index, block_of[0], x)
+            continue
         matrices = [name for name in MATRICES if name in weights]
         bases: dict[str, Kronecker] = {}
         block = Block(index, config, runner.shape, weights, {}, x, runner, bases)
@@ -90,14 +105,24 @@ def compress_blocks(
             if isinstance(each, RoundedInputs)
         }
         del block, stats  # second moments, and what was made of them
-        with torch.no_grad():
-            x = runner.outputs({**weights, **products}, x)
-        if not bool(torch.isfinite(x).all()):
-            raise ModelError(
-                f"block {index} puts out values that are no numbers on the calibration texts; the "
-                "checkpoint or the recipe is unsound"
-            )
+        x = _outputs(runner, index, {**weights, **products}, x)
         yield CompressedBlock(index, tensors, x)
+
+
+@torch.no_grad()
+def _outputs(runner: _Runner, index: int, weights: blocks.LayerWeights, x: Tensor) -> Tensor:
+    """Return the outputs of a block.
+
+    Raises:
+        ModelError: they are no numbers.
+    """
+    x = runner.outputs(weights, x)
+    if not bool(torch.isfinite(x).all()):
+        raise ModelError(
+            f"block {index} puts out values that are no numbers on the calibration texts; the "
+            "checkpoint or the recipe is unsound"
+        )
+    return x
 
 
 def _transform(block: Block, recipe: Recipe, wanted: frozenset[Statistic]) -> dict[str, Statistics]:

@@ -18,6 +18,7 @@ from paceline.errors import MethodError
 
 def check_together(text: str, methods: Sequence[Compressor]) -> None:
     """Refuse methods that undo each other, though their order is right."""
+    _check_shared(methods)
     methods = [each for each in methods if not isinstance(each, StructureMethod)]
     for method in methods:
         if isinstance(method, WeightCompressor) and method.alone and len(methods) > 1:
@@ -43,6 +44,20 @@ def check_together(text: str, methods: Sequence[Compressor]) -> None:
                 f"{one.name} changes inputs, and {other.name} looks at them as they are; put "
                 f"{one.name} behind all other transforms, once"
             )
+
+
+def _check_shared(methods: Sequence[Compressor]) -> None:
+    """Refuse what would give layers that share matrices different ones."""
+    for place, method in enumerate(methods):
+        if not isinstance(method, StructureMethod) or not method.shares_layers:
+            continue
+        for other in methods[place + 1 :]:
+            whole = StructureMethod | BlockTransform | BlockTuner | ModelTuner
+            if isinstance(other, whole):
+                raise MethodError(
+                    f"{other.name} changes the matrices of each layer, and layers share them "
+                    f"behind {method.name}; leave {other.name} out, or put it before"
+                )
 
 
 def _check_zeros(methods: Sequence[Compressor]) -> None:

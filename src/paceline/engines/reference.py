@@ -37,7 +37,7 @@ from paceline.engines.sparse_prefill import (
     block_cut,
     check_blocks,
 )
-from paceline.engines.stored_layers import StoredLayers, multiplied
+from paceline.engines.stored_layers import StoredLayers, multiplied, shared_matrix
 from paceline.engines.surprisals import Surprisals
 from paceline.engines.torch_device import open_device
 from paceline.engines.view import View
@@ -140,9 +140,13 @@ class ReferenceEngine(Engine):
                 continue
             if weights_memory is not None and name.endswith((".up", ".down")):
                 continue
+            _, index, rest = name.split(".", 2) if name.startswith("layers.") else ("", "", "")
+            shared = shared_matrix(weights, name, layers, self._device, dtype)
+            if shared is not None:
+                layers[int(index)][rest] = shared
+                continue
             tensor = torch.tensor(to_dense(weights[name])).to(self._device, dtype)
-            if name.startswith("layers."):
-                _, index, rest = name.split(".", 2)
+            if index:
                 layers[int(index)][rest] = multiplied(weights[name], tensor)
             else:
                 self._outer[name] = tensor

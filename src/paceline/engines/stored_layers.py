@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from paceline.core import Floats
 from paceline.models.blocks import Matrix
 from paceline.models.rounding import rounded_product
 from paceline.models.tensors import Linear, RoundedInputs, SignBlocks, Sparse, to_dense
+from paceline.models.weights import Weights
 
 
 class StoredLayers:
@@ -72,6 +74,36 @@ class StoredLayers:
                 weight, expand(weight, self._device, self._dtype)
             )
         return layer
+
+
+def shared_matrix(
+    weights: Mapping[str, Linear | Floats],
+    name: str,
+    layers: Sequence[Mapping[str, Matrix]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Matrix | None:
+    """Return the matrix of another layer that a weight is; with its product of low rank, if any.
+
+    None where the weight is its layer's own, or the other layer comes later.
+    """
+    other = weights.shared_with(name) if isinstance(weights, Weights) else None
+    if other is None or not isinstance(weights, Weights):
+        return None
+    _, index, part = other.split(".", 2)
+    base = layers[int(index)].get(part)
+    if base is None:
+        return None
+    term = weights.shared_term(name)
+    if term is None:
+        return base
+    right, left = (torch.tensor(each.dense()).to(device, dtype) for each in (term.right, term.left))
+
+    def product(x: Tensor) -> Tensor:
+        whole = F.linear(x, base) if isinstance(base, Tensor) else base(x)
+        return whole + F.linear(F.linear(x, right), left)
+
+    return product
 
 
 def multiplied(weight: Linear | Floats, matrix: Tensor) -> Matrix:

@@ -33,6 +33,7 @@ class Place:
         turned: the stored matrix is [in, out].
         paired: (rows of a head, how many of them are rotated) where these lie in rotary pairs,
             0, r / 2, 1, r / 2 + 1 ...; or None.
+        base: where the matrix is that this one, of low rank, is added to; or None.
     """
 
     tensor: str
@@ -42,6 +43,7 @@ class Place:
     groups: tuple[int, int, slice] | None = None
     turned: bool = False
     paired: tuple[int, int] | None = None
+    base: Place | None = None
 
 
 def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[str, Place]:

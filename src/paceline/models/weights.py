@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from paceline.models.formats.gguf import GGUFFile, GGUFTensor
 from paceline.models.formats.mapped import free_pages
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
+from paceline.models.formats.shared_layers import SHARED_MATRICES, share_places
 from paceline.models.formats.stored_forms import StoredForms
 from paceline.models.nested import NestedSizes, Width, choose_blocks
 from paceline.models.tensor_names import Place, Shape, places
@@ -26,7 +28,9 @@ from paceline.models.tensors import (
     BlockQuantized,
     Dense,
     Linear,
+    LowRank,
     Nested,
+    Sum,
     nested_forms,
     to_dense,
     widen,
@@ -100,6 +104,43 @@ class Weights(Mapping[str, Linear | Floats]):
             ModelError: a packed matrix is inconsistent.
         """
         place = self._places[name]
+        if place.base is not None:
+            base = self._at(place.base)
+            assert isinstance(base, Linear), "only matrices are shared"
+            return Sum((base, self._term(place)))
+        return self._at(place)
+
+    def shared_with(self, name: str) -> str | None:
+        """Return the first layer's matrix that another layer's is, but for a product of low rank.
+
+        None where the matrix is the layer's own, or is no matrix of a layer.
+        """
+        key = _key(name, self._places[name])
+        first = None if key is None else self._owners[key]
+        return None if first == name else first
+
+    def shared_term(self, name: str) -> LowRank | None:
+        """Return the product of low rank that is added to a matrix shared with another layer."""
+        place = self._places[name]
+        return None if place.base is None else self._term(place)
+
+    def _term(self, place: Place) -> LowRank:
+        term = self._at(place)
+        if not isinstance(term, LowRank):
+            raise ModelError(f"tensor {place.tensor} of {self.path} is no product of two matrices")
+        return term
+
+    @cached_property
+    def _owners(self) -> dict[tuple[str, str], str]:
+        """The first matrix of those that several layers share, by its part and place."""
+        owners: dict[tuple[str, str], str] = {}
+        for name in sorted(self._places, key=_layer):
+            if (key := _key(name, self._places[name])) is not None:
+                owners.setdefault(key, name)
+        return owners
+
+    def _at(self, place: Place) -> Linear | Stored:
+        """Return what lies at a place, without what it is added to."""
         tensor = self._tensors[place.tensor]
         if isinstance(tensor, Stored):
             values = part_rows(place, tensor.values.T if place.turned else tensor.values)
@@ -138,7 +179,9 @@ class Weights(Mapping[str, Linear | Floats]):
     def nbytes(self) -> int:
         """Return the bytes of all weights as they are stored; each part that is shared once."""
         total = 0
-        for tensor in {place.tensor for place in self._places.values()}:
+        places = self._places.values()
+        bases = {place.base.tensor for place in places if place.base is not None}
+        for tensor in bases | {place.tensor for place in places}:
             stored = self._tensors[tensor]
             if isinstance(stored, Stored):
                 total += stored.values.nbytes
@@ -240,6 +283,19 @@ class Weights(Mapping[str, Linear | Floats]):
         self._finite.add(name)
 
 
+def _layer(name: str) -> int:
+    """Return the layer of a weight, -1 outside of layers."""
+    return int(name.split(".", 2)[1]) if name.startswith("layers.") else -1
+
+
+def _key(name: str, place: Place) -> tuple[str, str] | None:
+    """Return what matrices that layers share have in common; None for what is no such matrix."""
+    part = name.rpartition(".")[2]
+    if part not in SHARED_MATRICES or not name.startswith("layers."):
+        return None
+    return part, repr(place.base or place)  # slices have no hash before Python 3.12
+
+
 def part_rows(place: Place, values: NDArray[Any]) -> NDArray[Any]:
     """Return the rows of a stored tensor that belong to a canonical one."""
     if place.groups is not None:
@@ -304,6 +360,7 @@ def open_weights(
             name: Place(name, place.shape, place.shape)
             for name, place in places(config, family, biased).items()
         }
+        named = share_places(folder, named, tensors, packing.shared_layers)
         return _find(folder, dict(tensors), named, config, "config.json")
     return _place(folder, tensors, config, family, biased, "config.json")
 

@@ -30,11 +30,17 @@ class KeptLayer:
         shape: of the layer now.
         tensors: float32 tensors that are new, by their names in the layer; others stay as they
             were, and those of missing parts go.
+        shares: place of an earlier layer among those that are left whose matrices it has, and that
+            has matrices of its own; None where this one has.
+        terms: products of low rank that are added to shared matrices, as float32 [out, rank] and
+            [rank, in] by the names of the matrices.
     """
 
     source: int
     shape: LayerConfig
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: int | None = None
+    terms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,14 @@ class StructureMethod(Compressor, ABC):
             that formats with one shape for all layers can hold the result.
         added_biases: matrices that get a bias in all layers.
         changes_hidden: it may change the hidden size, and untie embedding and head.
+        shares_layers: layers may share matrices, so that nothing may follow that changes those of
+            one layer alone.
     """
 
     whole_layers: ClassVar[bool] = False
     added_biases: ClassVar[frozenset[str]] = frozenset()
     changes_hidden: ClassVar[bool] = False
+    shares_layers: ClassVar[bool] = False
 
     @property
     def changes_of(self) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from paceline.machine import usable_cores
 from paceline.models.formats.base_checkpoint import BASE, Base
 from paceline.models.formats.packed import FLOATS, FileTensor, Packed
 from paceline.models.formats.safetensors import Stored
+from paceline.models.formats.shared_layers import SHARED, read_shared
 from paceline.models.tensors import Dense, Linear, PackedFloats, from_tensors
 from paceline.models.tensors.base import META
 
@@ -38,11 +39,13 @@ class StoredForms:
 
     Attributes:
         base: the checkpoint whose weights are read where this one holds none; None for no such.
+        shared_layers: layers whose matrices are those of others, see `shared_layers`.
     """
 
     canonical = True  # names of tensors are ours, not those of the family
 
     base: Base | None = None
+    shared_layers: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scheme: Mapping[str, Any]) -> StoredForms:
@@ -57,7 +60,8 @@ class StoredForms:
                 f"the checkpoint has version {version!r:.20} of our stored forms, expected "
                 f"{VERSION}; a newer Paceline reads it"
             )
-        return cls(None if scheme.get(BASE) is None else Base.of(scheme[BASE]))
+        base = None if scheme.get(BASE) is None else Base.of(scheme[BASE])
+        return cls(base, read_shared(scheme.get(SHARED, {})))
 
     def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each matrix as one; see `Packing.collect`."""

@@ -1,0 +1,1 @@
+"""What methods share that let layers have the matrices of other layers."""
