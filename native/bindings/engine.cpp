@@ -1,5 +1,6 @@
 // Bindings of the native engine: models and their sequences.
 
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -119,17 +120,32 @@ void set_head_reads(Engine& engine, const std::vector<std::vector<int64_t>>& rea
 }
 
 void set_sparse_prefill(Engine& engine, int64_t samples, double threshold, int64_t sinks,
-                        int64_t local, int64_t dense) {
+                        int64_t local, int64_t dense,
+                        const std::vector<std::vector<std::array<int64_t, 3>>>& heads) {
     const auto size = [](const char* name, int64_t value, int64_t low, int64_t high) {
         return static_cast<size_t>(in_range<int64_t>(name, value, low, high));
     };
     if (!(threshold >= 0.0 && threshold <= 1.0)) refuse("threshold must be between 0 and 1");
     if (engine.model.packed) refuse("blocks cannot be chosen in a cache that is rounded in groups");
-    const SparsePrefill rule{size("samples", samples, 1, kCacheBlock), threshold,
-                             size("sinks", sinks, 0, int64_t{1} << 31),
-                             size("local", local, 1, int64_t{1} << 31),
-                             size("dense", dense, 0, int64_t{1} << 31)};
-    locked(engine, [&] { engine.model.sparse_prefill = rule; });
+    SparsePrefill rule{size("samples", samples, 1, kCacheBlock), threshold,
+                       size("sinks", sinks, 0, int64_t{1} << 31),
+                       size("local", local, 1, int64_t{1} << 31),
+                       size("dense", dense, 0, int64_t{1} << 31), {}};
+    const Shape& shape = engine.model.shape;
+    if (!heads.empty() && heads.size() != shape.layers.size())
+        refuse("each layer needs rules for its heads, or none");
+    for (size_t layer = 0; layer < heads.size(); ++layer) {
+        if (heads[layer].size() != shape.layers[layer].heads)
+            refuse("each head of a layer needs to know how it chooses");
+        std::vector<PrefillHead>& own = rule.heads.emplace_back();
+        for (const auto& [kind, first, second] : heads[layer])
+            own.push_back({static_cast<PrefillRule>(in_range<int64_t>(
+                               "how a head chooses", kind, 0,
+                               static_cast<int64_t>(PrefillRule::count) - 1)),
+                           size("first", first, 0, int64_t{1} << 31),
+                           size("second", second, 0, int64_t{1} << 31)});
+    }
+    locked(engine, [&] { engine.model.sparse_prefill = std::move(rule); });
 }
 
 // An array [rows, columns] of floats in a shared buffer.
@@ -618,10 +634,14 @@ void bind_properties(nb::class_<Engine>& model) {
              "Say what each kv head of each layer reads: 0 all, 1 what is chosen, 2 the first and\n"
              "the last positions. An empty list: all.")
         .def("set_sparse_prefill", &set_sparse_prefill, nb::arg("samples"), nb::arg("threshold"),
-             nb::arg("sinks"), nb::arg("local"), nb::arg("dense"),
+             nb::arg("sinks"), nb::arg("local"), nb::arg("dense"), nb::arg("heads"),
+             nb::sig("def set_sparse_prefill(self, samples: int, threshold: float, sinks: int, "
+                     "local: int, dense: int, heads: list[list[tuple[int, int, int]]]) -> None"),
              "Let prompts read those blocks of 64 positions that hold `threshold` of the attention\n"
              "of `samples` queries of each block, the first `sinks` and the last `local` blocks;\n"
-             "the first `dense` layers read everything.")
+             "the first `dense` layers read everything. `heads` say for each query head of each\n"
+             "layer how it chooses (0 as said, 1 A-shape, 2 vertical lines and slashes, 3 blocks by\n"
+             "their means, 4 tree search) and two numbers; an empty list: all as said.")
         .def("set_page_limit", &set_page_limit, nb::arg("pages").none(),
              nb::sig("def set_page_limit(self, pages: int | None) -> None"),
              "Limit the pages in memory; None: no limit.")

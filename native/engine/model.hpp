@@ -80,6 +80,14 @@ struct CacheChoice {
     const FewReadKernels* few_read = nullptr;  // where few positions can be read
 };
 
+// How a query head chooses what a block of a prompt's queries reads; see prefill_choice.hpp.
+enum class PrefillRule : uint8_t { mass, a_shape, vertical_slash, mean_blocks, tree, count };
+
+struct PrefillHead {
+    PrefillRule rule = PrefillRule::mass;
+    size_t first = 0, second = 0;  // its numbers
+};
+
 // How prompts are read in blocks of 64 positions; see pass_sparse_prefill.cpp.
 struct SparsePrefill {
     size_t samples = 0;      // queries of a block that choose for all; 0: everything is read
@@ -87,6 +95,11 @@ struct SparsePrefill {
     size_t sinks = 0;        // first blocks that are always read
     size_t local = 1;        // last blocks that are always read, the query's own included
     size_t dense = 0;        // first layers that read everything
+    std::vector<std::vector<PrefillHead>> heads;  // [layer][query head]; empty: all by mass
+
+    PrefillHead head(size_t layer, size_t head) const {
+        return heads.empty() ? PrefillHead{} : heads[layer][head];
+    }
 };
 
 class Model {

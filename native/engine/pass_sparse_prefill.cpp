@@ -3,8 +3,9 @@
 // The 64 queries of an aligned block, in one query head, read the same blocks of keys: the first
 // ones, the last ones, and between them those that hold most of the attention of a few of these
 // queries, which are computed against all keys. A block of queries is run in one pass, so that
-// chunks, batches and threads change nothing. What is chosen is given to the dense kernel as if it
-// lay side by side: a list of pages, with the block's own page behind them.
+// chunks, batches and threads change nothing. Heads may choose otherwise, see prefill_choice.hpp.
+// What is chosen is given to the dense kernel as if it lay side by side: a list of pages, with the
+// block's own page behind them.
 
 #include <algorithm>
 #include <array>
@@ -13,6 +14,7 @@
 #include <string>
 
 #include "engine/pass.hpp"
+#include "engine/prefill_choice.hpp"
 
 namespace paceline {
 
@@ -114,7 +116,11 @@ size_t Pass::block_read_bytes(size_t layer, size_t branch) const {
     PackedAttention part = job;
     part.length = 0;
     part.nodes = kCacheBlock;
-    return Scratch::bytes(parts(job.length + job.nodes, kCacheBlock)) +
+    const size_t blocks = parts(job.length + job.nodes, kCacheBlock);
+    const size_t choice = model_.sparse_prefill.heads.empty()
+                              ? 0
+                              : PrefillChoice::bytes(model_.cache_kernels, blocks, job.head_dim);
+    return Scratch::bytes(blocks) + choice +
            std::max(kernels_.mass_bytes(job), kernels_.attention_bytes(part, kCacheBlock));
 }
 
@@ -131,8 +137,12 @@ void Pass::read_blocks(size_t layer, size_t b, size_t call, Buffer& buffer) cons
     const Scratch scratch(buffer.bytes(), parts(job.length + job.nodes, kCacheBlock));
     std::iota(scratch.order, scratch.order + own, 0);
     size_t chosen = own;
-    const bool free = rule.threshold < 1.0 && own + 1 > rule.sinks + rule.local;
-    if (free && (own + 1) * kCacheBlock <= sparse_end(branch)) {
+    uint8_t* rest = scratch.rest;
+    const PrefillHead of_head = rule.head(layer, head);
+    const bool free = own + 1 > rule.sinks + rule.local &&
+                      (own + 1) * kCacheBlock <= sparse_end(branch);
+    const bool by_mass = of_head.rule == PrefillRule::mass;
+    if (free && by_mass && rule.threshold < 1.0) {
         std::fill_n(scratch.mass, (own + 1) * kCacheBlock, 0.0);
         job.count = 1;
         for (size_t sample = 0; sample < rule.samples; ++sample) {
@@ -141,9 +151,25 @@ void Pass::read_blocks(size_t layer, size_t b, size_t call, Buffer& buffer) cons
         }
         chosen = choose_blocks(rule, own, scratch);
     }
-    for (size_t i = 0; i < chosen; ++i) scratch.pages[i] = job.pages[scratch.order[i]];
-    scratch.pages[chosen] = job.pages[own];
+    if (free && !by_mass) {
+        Attention block = job;
+        block.queries += first * job.query_stride;
+        block.length = own * kCacheBlock;
+        block.root = block.length;
+        block.nodes = kCacheBlock;
+        block.parents = kParents.data();
+        block.depths = kDepths.data();
+        PrefillChoice choice(rule, model_.cache_kernels, block, own, rest);
+        choice.choose(of_head);
+        chosen = choice.list(scratch.pages);
+        rest = choice.rest();
+    } else {
+        for (size_t i = 0; i < chosen; ++i)
+            scratch.pages[i] = job.pages[scratch.order[i]] + job.offset;
+    }
+    scratch.pages[chosen] = job.pages[own] + job.offset;
     job.pages = scratch.pages;
+    job.offset = 0;
     job.last_page = chosen;
     job.length = chosen * kCacheBlock;
     job.root = own * kCacheBlock;
@@ -155,7 +181,7 @@ void Pass::read_blocks(size_t layer, size_t b, size_t call, Buffer& buffer) cons
     job.first = 0;
     job.count = job.nodes;
     job.spans = parts(job.length + job.nodes, kSpan);
-    model_.cache_kernels.attend(job, 0, job.spans, scratch.rest);
+    model_.cache_kernels.attend(job, 0, job.spans, rest);
 }
 
 }  // namespace paceline

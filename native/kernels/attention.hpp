@@ -443,8 +443,23 @@ static void add_mass(const Attention& job, double* mass, void* scratch) {
 }
 
 template <class Number>
-constexpr CacheKernels cache_kernels = {Block<Number>::bytes, Block<Number>::put,
-                                        Block<Number>::copy, attend<Number>, add_mass<Number>};
+static void score_run(const Attention& job, size_t row, const float* query, float* scores) {
+    using W = FloatWeights<Number>;
+    const uint8_t* const block = block_at(job, row);
+    const size_t bytes = job.head_dim * W::kStep, place = row % kCacheBlock;
+    const uint8_t* const keys = block + place / kPanel * bytes;
+    multiply_panels<W, 1>(keys, bytes, 1, query, job.head_dim, {scores, kPanel, false},
+                          {keys, W::kStep});
+    F16 found = load(scores);
+    if constexpr (Block<Number>::kScaled)
+        found = found * load(Block<Number>::key_scales(block, job.head_dim) + place);
+    store(scores, job.softcap == 0.0f ? found : softcap(found, job.softcap));
+}
+
+template <class Number>
+constexpr CacheKernels cache_kernels = {
+    Block<Number>::bytes, Block<Number>::put, Block<Number>::copy,
+    attend<Number>,       add_mass<Number>,   score_run<Number>};
 static const CacheKernels fp32_cache = cache_kernels<Fp32>;
 static const CacheKernels fp16_cache = cache_kernels<Fp16>;
 static const CacheKernels int8_cache = cache_kernels<Bytes>;

@@ -98,6 +98,8 @@ struct CacheKernels {
     // Adds the attention that each query of a chain gives to each column to `mass` [columns];
     // `scratch` holds `mass_bytes(job)`.
     void (*add_mass)(const Attention&, double* mass, void* scratch);
+    // Scores of a query [D] with the 16 rows from `row` on, a multiple of 16.
+    void (*score_run)(const Attention&, size_t row, const float* query, float* scores);
 };
 
 // Rows of integers as a file holds them: input k of row r is (code - zero) * scale.

@@ -851,12 +851,20 @@ class NativeModel:
         """
 
     def set_sparse_prefill(
-        self, samples: int, threshold: float, sinks: int, local: int, dense: int
+        self,
+        samples: int,
+        threshold: float,
+        sinks: int,
+        local: int,
+        dense: int,
+        heads: list[list[tuple[int, int, int]]],
     ) -> None:
         """
         Let prompts read those blocks of 64 positions that hold `threshold` of the attention
         of `samples` queries of each block, the first `sinks` and the last `local` blocks;
-        the first `dense` layers read everything.
+        the first `dense` layers read everything. `heads` say for each query head of each
+        layer how it chooses (0 as said, 1 A-shape, 2 vertical lines and slashes, 3 blocks by
+        their means, 4 tree search) and two numbers; an empty list: all as said.
         """
 
     def set_page_limit(self, pages: int | None) -> None:

@@ -202,6 +202,48 @@ class RunPattern(Pattern):
         return choose_runs(self.few_read, queries, keys, at, held, chain, None, reads)
 
 
+@dataclass(frozen=True)
+class PrefillPattern(Pattern):
+    """A pattern that reads less of a prompt: each block of 64 queries chooses for itself.
+
+    What follows the last whole block of a prompt, and all that is decoded, reads everything. A
+    method says in `sparse_prefill` how blocks choose. Both engines run it.
+
+    Attributes:
+        samples: queries of a block that choose, 1 to 64. Default 4.
+        sinks: first blocks that are always read. Default 1.
+        local: last blocks that are always read, the query's own included. Default 4.
+        dense: first layers that read everything. Default 0.
+    """
+
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+
+    samples: int = 4
+    sinks: int = 1
+    local: int = 4
+    dense: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(1, BLOCK, self.name, samples=self.samples)
+        check_range(0, 1 << 20, self.name, sinks=self.sinks, dense=self.dense)
+        check_range(1, 1 << 20, self.name, local=self.local)
+
+    @property
+    @abstractmethod
+    def sparse_prefill(self) -> SparsePrefill:
+        """Return how blocks of a prompt choose what they read."""
+
+    def mask(
+        self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
+    ) -> Tensor:
+        """See `Pattern`; of a prompt that ends with the last query, without a soft cap."""
+        from paceline.engines.choose_blocks import choose_blocks
+
+        rule, prompt = self.sparse_prefill, int(at[-1]) + 1
+        heads = rule.heads[layer] if rule.heads else [rule.every] * len(queries)
+        return choose_blocks(rule, queries, keys, at, held, prompt, None, heads)
+
+
 def _block_starts(count: int, like: Tensor) -> torch.Tensor:
     import torch
 

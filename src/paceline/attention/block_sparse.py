@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
 
-from paceline.abilities import Ability
-from paceline.attention.base import Pattern
+from paceline.attention.base import PrefillPattern
 from paceline.core import Exactness
-from paceline.engines.sparse_prefill import BLOCK, SparsePrefill
+from paceline.engines.sparse_prefill import SparsePrefill
 from paceline.registry import Source, check_range, patterns
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @patterns.register("block_sparse", Exactness.LOSSY)
 @dataclass(frozen=True)
-class BlockSparse(Pattern):
+class BlockSparse(PrefillPattern):
     """Read a prompt faster: each block of 64 queries reads the blocks that hold its attention.
 
     A few queries of each block are compared with all keys. In each head the block then reads the
@@ -27,13 +22,9 @@ class BlockSparse(Pattern):
 
     Attributes:
         threshold: share of the sampled attention that chosen blocks hold, 0 to 1. Default 0.92.
-        samples: queries of a block that choose, 1 to 64. Default 4.
-        sinks: first blocks that are always read. Default 1.
-        local: last blocks that are always read, the query's own included. Default 4.
-        dense: first layers that read everything. Default 0.
+        samples, sinks, local, dense: as of `PrefillPattern`.
     """
 
-    needs: ClassVar[frozenset[Ability]] = frozenset()
     source = Source(
         authors="Xu et al.",
         title="XAttention: Block Sparse Attention with Antidiagonal Scoring",
@@ -46,27 +37,12 @@ class BlockSparse(Pattern):
     examples = ("block_sparse", "block_sparse:threshold=0.8,samples=2,local=1")
 
     threshold: float = 0.92
-    samples: int = 4
-    sinks: int = 1
-    local: int = 4
-    dense: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, 1, self.name, threshold=self.threshold)
-        check_range(1, BLOCK, self.name, samples=self.samples)
-        check_range(0, 1 << 20, self.name, sinks=self.sinks, dense=self.dense)
-        check_range(1, 1 << 20, self.name, local=self.local)
 
     @property
     def sparse_prefill(self) -> SparsePrefill:
-        """See `Pattern`."""
+        """See `PrefillPattern`."""
         return SparsePrefill(self.samples, self.threshold, self.sinks, self.local, self.dense)
-
-    def mask(
-        self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
-    ) -> Tensor:
-        """See `Pattern`; of a prompt that ends with the last query."""
-        from paceline.engines.choose_blocks import choose_blocks
-
-        prompt = int(at[-1]) + 1
-        return choose_blocks(self.sparse_prefill, queries, keys, at, held, prompt, None)

@@ -111,6 +111,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "warm",
         "train-head",
         "index-corpus",
+        "profile-heads",
         "inflate",
         "distil-hmm",
     ),
@@ -127,6 +128,7 @@ MODEL_FIRST = (
     "eval",
     "train-head",
     "index-corpus",
+    "profile-heads",
     "inflate",
     "distil-hmm",
 )

@@ -206,8 +206,14 @@ class NativeEngine(Engine):
             self._model.set_head_reads([[int(read) for read in layer] for layer in reads])
         self._sparse_prefill = pattern.sparse_prefill
         if (rule := self._sparse_prefill) is not None:
+            heads = [] if rule.by_mass else rule.of_layers(self.config)
             self._model.set_sparse_prefill(
-                rule.samples, rule.threshold, rule.sinks, rule.local, rule.dense
+                rule.samples,
+                rule.threshold,
+                rule.sinks,
+                rule.local,
+                rule.dense,
+                [[(int(head.rule), head.first, head.second) for head in layer] for layer in heads],
             )
         self.pattern, self.abilities = pattern, self.abilities - WITHOUT_PATTERNS
 

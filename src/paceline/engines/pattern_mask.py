@@ -88,7 +88,8 @@ class PatternMask:
             if index < blocks.dense or layer.window is not None:
                 return None
             softcap = self.config.attention_softcap
-            return choose_blocks(blocks, queries, keys, at, held, prompt, softcap)
+            heads = blocks.of_layers(self.config)[index]
+            return choose_blocks(blocks, queries, keys, at, held, prompt, softcap, heads)
         rule = self.pattern.few_read
         if rule is None:
             return self.pattern.mask(index, queries, keys, at, held, chain)

@@ -118,6 +118,8 @@ class ReferenceEngine(Engine):
         self._sparse_prefill: SparsePrefill | None = None
         if pattern is not None:
             self._sparse_prefill = pattern.sparse_prefill
+            if self._sparse_prefill is not None:
+                self._sparse_prefill.of_layers(config)
             self.abilities = self.abilities - WITHOUT_PATTERNS
         self._device = open_device(device)
         self.device = str(self._device)
