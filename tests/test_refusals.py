@@ -15,7 +15,6 @@ from paceline.core import Request
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.engines.kv_formats import GroupedFormat
-from paceline.engines.native import NativeEngine
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import CombinationError
 from paceline.kvcache.sliding_window import SlidingWindow
@@ -91,12 +90,6 @@ def latents_in_groups():
     engine._take_latents(weights)
 
 
-def native_sinks():
-    config = load(shared("models", SMALL)).config
-    layers = tuple(replace(layer, window=8, sinks=2) for layer in config.layers)
-    NativeEngine(replace(config, layers=layers), {})
-
-
 def filtered_tools():
     with NamedTemporaryFile("w", suffix=".json") as file:
         json.dump([TOOL], file)
@@ -118,7 +111,6 @@ TRIGGERS = {
     "kv-policy-guide": lambda: bounded("plain", guide="cfg"),
     "kv-policy-pattern": lambda: bounded("plain", {"attention": "lm_infinite"}),
     "native-dual-chunk": lambda: lm(rope="dual_chunk:factor=2"),
-    "native-sinks": native_sinks,
     "native-low-rank-kv": lambda: lm(kv_format="gear:rank=2"),
     "static-dual-chunk": lambda: lm(engine="static", rope="dual_chunk:factor=2"),
     "pattern-dual-chunk": lambda: lm(

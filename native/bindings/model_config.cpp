@@ -78,6 +78,7 @@ LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
         refuse("heads must be a multiple of kv_heads, or both 0");
     if (!layer.attr("window").is_none())
         shape.window = size_attribute(layer, "window", 1, kMaxContext);
+    shape.sinks = size_attribute(layer, "sinks", 0, shape.window ? kMaxContext : 0);
     nb::object rope = layer.attr("rope");
     shape.rope = -1;
     if (rope.is_none()) return shape;

@@ -59,6 +59,7 @@ private:
         job.nodes = nodes;
         job.chain = true;
         job.window = shape.window;
+        job.sinks = shape.sinks;
         job.softcap = model_.shape.attention_softcap;
         job.queries = cache_.queries(layer);
         job.query_stride = shape.query_size();

@@ -193,6 +193,7 @@ PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
                   .nodes = branch.nodes,
                   .chain = chain_[b],
                   .window = shape.window,
+                  .sinks = shape.sinks,
                   .softcap = shape_.attention_softcap,
                   .queries = row(work_.qkv, first_[b], qkv_),
                   .query_stride = qkv_,

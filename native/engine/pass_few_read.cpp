@@ -19,7 +19,7 @@ bool Pass::reads_few(const Branch& branch) const {
 }
 
 bool Pass::reads_few(size_t layer, const Branch& branch) const {
-    if (!reads_few(branch)) return false;
+    if (!reads_few(branch) || shape_.layers[layer].sinks) return false;
     const auto all = [](HeadRead read) { return read == HeadRead::all; };
     return !std::ranges::all_of(model_.head_reads[layer], all);
 }

@@ -12,6 +12,7 @@ namespace paceline {
 struct LayerShape {
     size_t heads, kv_heads, head_dim, intermediate;
     size_t window;  // 0: all
+    size_t sinks;   // first positions, which are seen behind a window, too
     int rope;       // which table, -1: none
     size_t rope_dim;
     bool rope_adjacent;  // values 2i and 2i + 1 turn together, not i and i + rope_dim / 2

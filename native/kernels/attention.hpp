@@ -32,6 +32,7 @@ struct AttentionScratch {
     float* scores;   // [4][T][16]
     float* weights;  // [64 or slots][T]
     float* slots;    // [T][slots]: scores of a tree's rows
+    size_t sinks;    // first columns, which all queries see
 };
 
 // Rows of a tree and of the block in which it begins.
@@ -78,6 +79,15 @@ INLINE size_t window_start(const Attention& job, size_t depth) {
     return start;
 }
 
+// The columns of the first positions, which are seen behind a window, too.
+INLINE size_t sink_columns(const Attention& job) {
+    if (!job.sinks || !job.seen) return job.sinks;
+    size_t count = 0;
+    while (count < job.length && static_cast<size_t>(job.seen[count]) < job.sinks) ++count;
+    const size_t nodes = job.root < job.sinks ? job.sinks - job.root : 0;
+    return count == job.length ? count + nodes : count;
+}
+
 // A few queries that are computed together.
 struct Group {
     size_t first, count;  // queries of the call
@@ -113,12 +123,13 @@ INLINE void rescale(float* sums, size_t t, size_t head_dim, float scale) {
     }
 }
 
-// Hides the columns outside start .. last; the first lane is column `first`.
-INLINE F16 hide(F16 scores, size_t first, size_t start, size_t last) {
+// Hides the columns outside start .. last but the first `sinks`; the first lane is column `first`.
+INLINE F16 hide(F16 scores, size_t first, size_t start, size_t last, size_t sinks = 0) {
     const F16 hidden = splat(-__builtin_inff());
     const F16 column = lane_index() + splat(static_cast<float>(first));
-    scores = where_less(column, splat(static_cast<float>(start)), hidden, scores);
-    return where_less(splat(static_cast<float>(last)), column, hidden, scores);
+    F16 shown = where_less(column, splat(static_cast<float>(start)), hidden, scores);
+    if (first < sinks) shown = where_less(column, splat(static_cast<float>(sinks)), scores, shown);
+    return where_less(splat(static_cast<float>(last)), column, hidden, shown);
 }
 
 INLINE const uint8_t* block_at(const Attention& job, size_t row) {
@@ -178,7 +189,7 @@ static void see_block(const Attention& job, const Group& group, const AttentionS
             scores[p] = score<Number, T>(job, block, parts.scores, p, t);
         if (start > begin || last < begin + kCacheBlock)
             for (size_t p = 0; p < panels; ++p)
-                scores[p] = hide(scores[p], begin + p * kPanel, start, last);
+                scores[p] = hide(scores[p], begin + p * kPanel, start, last, parts.sinks);
         const float scale = absorb(scores, parts.high + query, parts.lanes + query * kPanel);
         rescale<T>(group.sums, t, job.head_dim, scale);
         for (size_t p = 0; p < panels; ++p) {
@@ -211,16 +222,20 @@ static void score_slots(const Attention& job, const Group& group, const Attentio
     }
 }
 
-// Calls use(row, column) for what a node sees of 64 columns of a tree, from `start` on.
+// Calls use(row, column) for what a node sees of 64 columns of a tree: the first `sinks`, and those
+// from `start` on.
 template <class Use>
-INLINE void each_seen(const Attention& job, size_t node, size_t start, size_t begin, Use use) {
+INLINE void each_seen(const Attention& job, size_t node, size_t start, size_t sinks, size_t begin,
+                      Use use) {
     const size_t end = begin + kCacheBlock;
     const size_t committed = job.length < end ? job.length : end;
+    for (size_t row = begin; row < committed && row < start && row < sinks; ++row) use(row, row);
     for (size_t row = begin > start ? begin : start; row < committed; ++row) use(row, row);
     for (int32_t i = static_cast<int32_t>(node); i >= 0; i = job.parents[i]) {
         const size_t column = job.length + static_cast<size_t>(job.depths[i]);
-        if (column < begin || column < start) break;
-        if (column < end) use(job.length + static_cast<size_t>(i), column);
+        if (column < begin || (column < start && !sinks)) break;
+        if (column < end && (column >= start || column < sinks))
+            use(job.length + static_cast<size_t>(i), column);
     }
 }
 
@@ -239,7 +254,7 @@ static void see_tree(const Attention& job, const Group& group, const AttentionSc
         float columns[kCacheBlock];
         for (float& column : columns) column = -__builtin_inff();
         const float* slots = parts.slots + t * room;
-        each_seen(job, node, start, begin, [&](size_t row, size_t column) {
+        each_seen(job, node, start, parts.sinks, begin, [&](size_t row, size_t column) {
             columns[column - begin] = slots[row - first];
         });
         F16 scores[kPanels];
@@ -247,7 +262,7 @@ static void see_tree(const Attention& job, const Group& group, const AttentionSc
         const float scale = absorb(scores, parts.high + query, parts.lanes + query * kPanel);
         rescale<T>(group.sums, t, job.head_dim, scale);
         for (size_t p = 0; p < kPanels; ++p) store(columns + p * kPanel, scores[p]);
-        each_seen(job, node, start, begin, [&](size_t row, size_t column) {
+        each_seen(job, node, start, parts.sinks, begin, [&](size_t row, size_t column) {
             float weight = columns[column - begin];
             if constexpr (Block<Number>::kScaled) {
                 const float* scales = Block<Number>::value_scales(block_at(job, row), job.head_dim);
@@ -337,7 +352,8 @@ static void see_span(const Attention& job, const Tiling& tiles, const AttentionS
     for (size_t begin = span * kSpan; begin < end; begin += kCacheBlock)
         for (size_t tile = 0; tile < tiles.count; ++tile) {
             const Group group = group_of(job, parts, tiles, tile);
-            if (begin + kCacheBlock <= group.from || begin >= group.to) continue;
+            if (begin >= group.to) continue;
+            if (begin + kCacheBlock <= group.from && begin >= parts.sinks) continue;
             const bool plain = job.chain || begin + kCacheBlock <= job.length;
             with_width(tiles.width_of(tile), [&](auto width) {
                 constexpr int T = decltype(width)::value;
@@ -353,6 +369,7 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
     const size_t dim = job.head_dim, state = state_floats(dim);
     AttentionScratch parts;
     divide(job, job.count, static_cast<float*>(scratch), &parts);
+    parts.sinks = sink_columns(job);
     for (size_t tile = 0; tile < tiles.count; ++tile)
         load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
     for (size_t query = 0; query < job.count; ++query) {
@@ -409,13 +426,14 @@ template <class Number>
 static void add_mass(const Attention& job, double* mass, void* scratch) {
     float* const query = static_cast<float*>(scratch);
     float* const scores = query + padded(job.head_dim);
+    const size_t sinks = sink_columns(job);
     for (size_t q = job.first; q < job.first + job.count; ++q) {
         const size_t node = q / job.group, depth = static_cast<size_t>(job.depths[node]);
         const float* from = job.queries + node * job.query_stride +
                             (job.first_head + q % job.group) * job.head_dim;
         std::memcpy(query, from, job.head_dim * sizeof(float));
         const size_t start = window_start(job, depth), last = job.length + depth;
-        const size_t first = start / kCacheBlock * kCacheBlock;
+        const size_t first = sinks ? 0 : start / kCacheBlock * kCacheBlock;
         F16 most = splat(kNothing);
         for (size_t begin = first; begin <= last; begin += kCacheBlock) {
             const size_t left = last + 1 - begin, count = left < kCacheBlock ? left : kCacheBlock;
@@ -423,7 +441,7 @@ static void add_mass(const Attention& job, double* mass, void* scratch) {
             multiply_keys<Number, 1>(job, begin, count, query, at);
             for (size_t p = 0; p < padded(count) / kPanel; ++p) {
                 const F16 found = score<Number, 1>(job, block_at(job, begin), at, p, 0);
-                const F16 shown = hide(found, begin + p * kPanel, start, last);
+                const F16 shown = hide(found, begin + p * kPanel, start, last, sinks);
                 store(at + p * kPanel, shown);
                 most = max(most, shown);
             }
@@ -437,7 +455,7 @@ static void add_mass(const Attention& job, double* mass, void* scratch) {
             total = total + weight;
         }
         const float scale = 1.0f / sum(total);
-        for (size_t column = start; column <= last; ++column)
+        for (size_t column = sinks ? 0 : start; column <= last; ++column)
             mass[column] += static_cast<double>(scores[column - first] * scale);
     }
 }

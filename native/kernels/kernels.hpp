@@ -69,6 +69,7 @@ struct Attention {
     size_t nodes;
     bool chain;            // every node is the parent of the next
     size_t window;         // positions seen, the own included; 0: all
+    size_t sinks;          // first positions, which are seen behind a window, too
     float softcap;         // 0: none
     const float* queries;  // node i, head h: queries[i * stride + h * D]
     size_t query_stride;

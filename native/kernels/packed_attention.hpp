@@ -87,7 +87,7 @@ static void score_packed(const PackedAttention& job, const Group& group,
             F16 scores = load(parts.scores + (p * T + t) * kPanel);
             if (job.softcap != 0.0f) scores = softcap(scores, job.softcap);
             if (start > begin || stop < begin + count)
-                scores = hide(scores, begin + p * kPanel, start, stop - 1);
+                scores = hide(scores, begin + p * kPanel, start, stop - 1, parts.sinks);
             store(out + p * kPanel, scores);
         }
     }
@@ -165,7 +165,7 @@ static void see_packed(const PackedAttention& job, const Group& group,
     for (size_t t = group.count; t < T; ++t)
         std::memset(packed.weights + t * kSpan, 0, kSpan * sizeof(float));
     for (size_t begin = first; begin < end; begin += kCacheBlock) {
-        if (begin + kCacheBlock <= group.from) continue;
+        if (begin + kCacheBlock <= group.from && begin >= parts.sinks) continue;
         each_block(job, group, parts, begin, [&](const uint8_t* block) INLINE_LAMBDA {
             score_packed<kBits, T>(job, group, parts, packed, begin, block);
         });
@@ -175,7 +175,7 @@ static void see_packed(const PackedAttention& job, const Group& group,
         weigh_scores(packed.weights + t * kSpan, parts.high + query, parts.lanes + query * kPanel);
     }
     for (size_t begin = first; begin < end; begin += kCacheBlock) {
-        if (begin + kCacheBlock <= group.from) continue;
+        if (begin + kCacheBlock <= group.from && begin >= parts.sinks) continue;
         each_block(job, group, parts, begin, [&](const uint8_t* block) INLINE_LAMBDA {
             weigh_packed<kBits, T>(job, group, parts, packed, begin, block);
         });
@@ -218,13 +218,14 @@ INLINE void each_open_panel(const PackedAttention& job, const OpenRows& rows, Us
 template <class Use>
 INLINE void each_open_row(const PackedAttention& job, size_t node, size_t start, Use use) {
     const size_t position = position_of(job, node), begin = closed_end(position);
-    const size_t open = closed_end(job.length), from = start > begin ? start : begin;
+    const size_t open = closed_end(job.length);
     if (begin == open)
-        for (size_t row = from; row < job.length; ++row) use(row - open, row - begin);
+        for (size_t row = begin; row < job.length; ++row)
+            if (row >= start || row < job.sinks) use(row - open, row - begin);
     for (int32_t i = static_cast<int32_t>(node); i >= 0; i = job.parents[i]) {
         const size_t at = position_of(job, static_cast<size_t>(i));
-        if (at < from) break;
-        use(kCacheGroup + static_cast<size_t>(i), at - begin);
+        if (at < begin) break;
+        if (at >= start || at < job.sinks) use(kCacheGroup + static_cast<size_t>(i), at - begin);
     }
 }
 
@@ -328,7 +329,8 @@ static void see_packed_span(const PackedAttention& job, const Tiling& tiles,
     const bool open = !job.shared_nodes && span + 1 == job.spans;
     for (size_t tile = 0; tile < tiles.count; ++tile) {
         Group group = group_of(job, parts, tiles, tile);
-        if (!open && ((span + 1) * kSpan <= group.from || span * kSpan >= group.to)) continue;
+        const bool near = (span + 1) * kSpan > group.from || span * kSpan < parts.sinks;
+        if (!open && (!near || span * kSpan >= group.to)) continue;
         if (open)
             load_queries(job, group, tiles.width_of(tile));
         else
@@ -370,6 +372,7 @@ static void attend_packed(const Attention& given, size_t first_span, size_t last
     AttentionScratch parts;
     PackedScratch packed;
     divide_packed(job, job.count, static_cast<float*>(scratch), &parts, &packed);
+    parts.sinks = job.sinks;  // rows of such a cache are never evicted
     begin_packed(job, tiles, parts, packed);
     for (size_t span = first_span; span < last_span; ++span) {
         for (size_t query = 0; query < job.count; ++query) parts.high[query] = kNothing;

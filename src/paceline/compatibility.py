@@ -73,7 +73,6 @@ class Side(StrEnum):
     LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
     MASK_PATTERN = "an attention pattern that is a mask"
-    SINKS = "windows that show the first positions, too"
     EXITS = "an exit policy"
     DUAL_CHUNK = "dual chunk attention"
     STREAMED_WEIGHTS = "layers that stream from disk"
@@ -352,12 +351,6 @@ RULES = (
         S.LOW_RANK_KV,
         "its kernels read neither factors nor outliers",
         "add --engine reference, or take kv_format int4 or int3",
-    ),
-    Rule(
-        S.NATIVE,
-        S.SINKS,
-        "its windows show the last positions only",
-        "add --engine reference, or compress with longgen:sinks=0",
     ),
     Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
     Rule(S.NATIVE, S.EXITS, "it runs a layer for all tokens of a pass", "add --engine reference"),

@@ -32,7 +32,7 @@ CONFIG = ModelConfig(
     context=700,
     layers=(
         LayerConfig(4, 2, 10, 24, None, ROPE),
-        LayerConfig(4, 1, 24, 24, 100, ROPE),
+        LayerConfig(4, 1, 24, 24, 100, ROPE, sinks=70),
         LayerConfig(3, 3, 16, 24, 7, ROPE),
     ),
     norm="rms",

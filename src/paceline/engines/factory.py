@@ -56,8 +56,7 @@ def open_engine(
 
     Args:
         model: a checkpoint.
-        name: one of `NAMES`; `auto` is native unless a device or the format `stored` is named, or
-            the native engine cannot run the model.
+        name: one of `NAMES`; `auto` is native unless a device or the format `stored` is named.
         threads: of the native engine; None uses the cores this process may use.
         device: of the torch engines, reference and static; None is the CPU.
         weight_format: how the weights are stored, see `formats`; `auto` keeps the checkpoint's
@@ -84,8 +83,7 @@ def open_engine(
             f"{model.name} rounds activations, which the {name} engine has no products for; take "
             "the engine auto or reference"
         )
-    only_torch = rounds or Side.SINKS in model_sides(model.config)
-    by_default = name == "auto" and (device is not None or weight_format == KEPT or only_torch)
+    by_default = name == "auto" and (device is not None or weight_format == KEPT or rounds)
     if name in ("reference", "static") or by_default:
         static = name == "static"
         kind, called = (Side.STATIC, name) if static else (Side.REFERENCE, "reference")

@@ -27,14 +27,11 @@ def engine_sides(engine: Engine) -> dict[Side, str]:
 
 
 def model_sides(config: ModelConfig) -> dict[Side, str]:
-    """Return the dual chunk attention of an extended model, and sinks beside its windows."""
-    sides = {}
-    if any(layer.rope is not None and layer.rope.scaling == DUAL_CHUNK for layer in config.layers):
-        sides[Side.DUAL_CHUNK] = f"rope={DUAL_CHUNK}"
-    sinks = max((layer.sinks for layer in config.layers), default=0)
-    if sinks:
-        sides[Side.SINKS] = f"a window with {sinks} sinks"
-    return sides
+    """Return the dual chunk attention of a model whose context was extended so."""
+    ropes = [layer.rope for layer in config.layers if layer.rope is not None]
+    if all(rope.scaling != DUAL_CHUNK for rope in ropes):
+        return {}
+    return {Side.DUAL_CHUNK: f"rope={DUAL_CHUNK}"}
 
 
 def has_rectified_neurons(config: ModelConfig, names: Collection[str]) -> bool:

@@ -25,9 +25,8 @@ CHOICES = ("even", "middle", "loss")
 class LongGen(StructureMethod):
     """Let most layers see the first and the last positions only, and a share of them everything.
 
-    So it is for prompts and answers alike. `+recover` trains the result towards the model that it
-    was. Texts of calibration must be longer than the window. The native engine has windows without
-    sinks only (`sinks=0`), of which it reads no more than they show; others run in torch.
+    Prompts and answers alike, both engines then read less of long texts. `+recover` trains the
+    result towards the model that it was. Texts of calibration must be longer than the window.
 
     Attributes:
         full: share of the layers that go on seeing everything, at least 0 and below 1. Default
@@ -56,11 +55,11 @@ class LongGen(StructureMethod):
     )
     catalogue = (294,)
     missing = {
-        294: "sinks in the native engine; blocks that are read in strides; memory of rows behind "
+        294: "blocks that are read in strides; memory of rows behind "
         "the window, which stays taken; the training on billions of tokens that lengthens the "
         "context"
     }
-    examples = ("longgen:window=16,sinks=0", "longgen:window=8,by=loss,rows=2")
+    examples = ("longgen:window=16,sinks=1", "longgen:window=8,by=loss,rows=2")
 
     def __post_init__(self) -> None:
         check_range(0, 0.999, self.name, full=self.full)
