@@ -621,6 +621,9 @@ void bind_properties(nb::class_<Engine>& model) {
             "bytes", [](Engine& e) { return e.model.bytes; },
             "Bytes of the matrices that every pass reads.")
         .def_prop_ro(
+            "shared_bytes", [](Engine& e) { return e.model.weights.shared_bytes(); },
+            "Those of them that are another layer's, and take no memory of their own.")
+        .def_prop_ro(
             "streamed", &count_streamed, nb::sig("def streamed(self) -> tuple[int, int, int]"),
             "Layers that each pass reads from a file, their bytes, and the file's descriptor or -1.")
         .def_prop_ro(

@@ -241,6 +241,14 @@ void add_low_rank(Engine& engine, const std::string& name, size_t rank,
     });
 }
 
+void share_weights(Engine& engine, const std::string& name, const std::string& other) {
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        if (engine.model.stream) refuse("weights that stream from a file are not shared");
+        engine.model.weights.share(name, other);
+    });
+}
+
 bool has_low_rank(Engine& engine, const std::string& name) {
     return locked(engine, [&] { return engine.model.weights.has_low_rank(name); });
 }
@@ -359,6 +367,10 @@ void bind_loading(nb::class_<Engine>& model) {
              "Add to a matrix of a layer the product of two of integers, which `load` takes as\n"
              "`NAME.left` [out, rank] and `NAME.right` [rank, in]; after `set_format` of those that\n"
              "are multiplied with it, before any of them has values.")
+        .def("share", &share_weights, nb::arg("name"), nb::arg("other"),
+             nb::sig("def share(self, name: str, other: str) -> None"),
+             "Let a matrix of a layer, and those that are multiplied with it, be those of another\n"
+             "layer, which has them already: in the same memory, with low-rank terms of its own.")
         .def("has_low_rank", &has_low_rank, nb::arg("name"),
              nb::sig("def has_low_rank(self, name: str) -> bool"),
              "Return whether a product of two matrices is added to a matrix.")

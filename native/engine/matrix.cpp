@@ -142,10 +142,19 @@ bool Matrix::set_byte_activations(bool on) {
 }
 
 void Matrix::reserve() {
+    if (!data.owned()) refuse("this weight is that of another layer, and has been shared before");
     if (data) return;
     if (streamed) refuse("this weight was given before, and its layer is complete");
     if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
     data = Buffer(bytes());
+}
+
+void Matrix::borrow(const std::string& name, const Matrix& other, size_t first) {
+    if (!other.data) refuse("weight '" + name + "' is shared before the other one is stored");
+    order = other.order;
+    loaded = other.loaded;
+    rounded = other.rounded;
+    data = Buffer::view(other.data, first * panel_bytes, bytes());
 }
 
 void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
@@ -295,6 +304,25 @@ void FusedMatrix::add_low_rank(const std::string& name, size_t part, size_t rows
     low_rank->left.emplace_back(*left.format, left.group, padded(rows) / kPanel, rank);
     apart_ = true;
     build();
+}
+
+void FusedMatrix::borrow(const std::string& name, FusedMatrix& other) {
+    check_empty(name);
+    if (other.low_rank) refuse("weight '" + name + "' cannot be shared with its low-rank term");
+    if (panels_ != other.panels_ || inputs_ != other.inputs_)
+        refuse("weight '" + name + "' is shared with a layer of another shape");
+    formats_ = other.formats_;
+    apart_ = other.apart_ || low_rank;
+    build();
+    for (size_t part = 0; part < panels_.size(); ++part) {
+        if (part && holder_[part] == holder_[part - 1]) continue;
+        const Place from = other.place(part);
+        Matrix& to = matrices_[holder_[part]];
+        const bool whole = to.panels == from.matrix->panels;
+        if (!whole && from.every != 1)
+            refuse("weight '" + name + "' lies between others, and has a low-rank term here");
+        to.borrow(name, *from.matrix, whole ? 0 : from.first);
+    }
 }
 
 Matrix* FusedMatrix::right_of(size_t part) {

@@ -44,6 +44,9 @@ struct Matrix {
     // GGUF type, the rows have another size than it has, or a scale is not finite.
     void load_blocks(const std::string& name, const StoredRows& rows, size_t first, size_t every,
                      Pool& pool);
+    // Lets it be panels of another matrix from `first` on, in the same memory; the other one stays.
+    // Throws std::invalid_argument if that has no memory.
+    void borrow(const std::string& name, const Matrix& other, size_t first);
     // Some rows of it, bit for bit, in panels of their own.
     Matrix gather(std::span<const int32_t> rows) const;
     // Row `row` times `scale`, `inputs` floats.
@@ -109,6 +112,12 @@ public:
     };
     void add_low_rank(const std::string& name, size_t part, size_t rows, size_t rank, Factor right,
                       Factor left);
+    // Lets its weights be those of another one, in the same memory; the other one stays. Low-rank
+    // terms and biases are its own.
+    // Throws std::invalid_argument if a weight has been stored, or the other one has other sizes,
+    // no weights or a low-rank term, or alternates where this one has such a term.
+    void borrow(const std::string& name, FusedMatrix& other);
+
     // The factors of a weight; null where it has none.
     Matrix* right_of(size_t part);
     Matrix* left_of(size_t part);

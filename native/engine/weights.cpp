@@ -220,6 +220,17 @@ void Weights::add_low_rank(const std::string& name, size_t rank, FusedMatrix::Fa
     slot.fused->add_low_rank(name, slot.part, slot.rows, rank, right, left);
 }
 
+void Weights::share(const std::string& name, const std::string& other) {
+    const Slot slot = matrix_slot(name), from = matrix_slot(other);
+    const std::optional<size_t> layer = layer_index(name);
+    if (!layer || !layer_index(other) || slot.fused == from.fused || slot.mark != from.mark)
+        refuse("weight '" + name + "' cannot be that of '" + other + "'");
+    slot.fused->borrow(name, *from.fused);
+    for (const char* part : kPartNames)
+        if (const Slot beside = layer_slot(*layer, part); beside.fused == slot.fused)
+            remember("layers." + std::to_string(*layer) + "." + part, beside);
+}
+
 std::pair<Matrix*, size_t> Weights::factor_of(const std::string& name) {
     const bool right = name.ends_with(".right");
     if (!right && !name.ends_with(".left")) return {nullptr, 0};
@@ -382,6 +393,12 @@ void Weights::each_matrix(Use use) const {
 size_t Weights::bytes() const {
     size_t total = 0;
     each_matrix([&](const Matrix& matrix) { total += matrix.bytes(); });
+    return total;
+}
+
+size_t Weights::shared_bytes() const {
+    size_t total = 0;
+    each_matrix([&](const Matrix& matrix) { total += matrix.data.owned() ? 0 : matrix.bytes(); });
     return total;
 }
 

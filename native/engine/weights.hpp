@@ -47,6 +47,9 @@ public:
     // loaded as `NAME.right` and `NAME.left`.
     void add_low_rank(const std::string& name, size_t rank, FusedMatrix::Factor right,
                       FusedMatrix::Factor left);
+    // Lets the matrix `name`, and those that one product multiplies with it, be those of another
+    // layer; see FusedMatrix::borrow.
+    void share(const std::string& name, const std::string& other);
     bool has_low_rank(const std::string& name) const { return places_.contains(name + ".left"); }
     // Takes one matrix as integers; see Matrix::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
@@ -80,6 +83,8 @@ public:
     size_t set_byte_activations(const ByteKinds& kinds);
     // Of the matrices that every pass multiplies with, padding included.
     size_t bytes() const;
+    // Those of them that are another layer's, and take no memory of their own.
+    size_t shared_bytes() const;
     size_t parameters() const;
 
     // Whether no matrix has been given.

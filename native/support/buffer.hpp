@@ -36,7 +36,18 @@ public:
         swap(taken);
         return *this;
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() {
+        if (owned_) std::free(data_);
+    }
+
+    // A part of another buffer, which stays the owner and has to outlive it.
+    static Buffer view(const Buffer& other, size_t offset, size_t bytes) {
+        Buffer part;
+        part.data_ = other.data_ + offset;
+        part.size_ = bytes;
+        part.owned_ = false;
+        return part;
+    }
 
     // At least `bytes` long; what it held is lost when it grows.
     void reserve(size_t bytes) {
@@ -49,6 +60,7 @@ public:
     uint8_t* bytes() const { return data_; }
     float* floats() const { return reinterpret_cast<float*>(data_); }
     size_t size() const { return size_; }
+    bool owned() const { return owned_; }
     explicit operator bool() const { return data_ != nullptr; }
 
 private:
@@ -56,9 +68,11 @@ private:
     void swap(Buffer& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
+        std::swap(owned_, other.owned_);
     }
     uint8_t* data_ = nullptr;
     size_t size_ = 0;
+    bool owned_ = true;
 };
 
 }  // namespace paceline

@@ -692,6 +692,12 @@ class NativeModel:
         are multiplied with it, before any of them has values.
         """
 
+    def share(self, name: str, other: str) -> None:
+        """
+        Let a matrix of a layer, and those that are multiplied with it, be those of another
+        layer, which has them already: in the same memory, with low-rank terms of its own.
+        """
+
     def has_low_rank(self, name: str) -> bool:
         """Return whether a product of two matrices is added to a matrix."""
 
@@ -827,6 +833,12 @@ class NativeModel:
     @property
     def bytes(self) -> int:
         """Bytes of the matrices that every pass reads."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """
+        Those of them that are another layer's, and take no memory of their own.
+        """
 
     @property
     def streamed(self) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Layers that share matrices: what is stored once, how both engines run it, and what trains it."""
+"""Layers that share matrices: what is stored and held once, in both engines, and what trains it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from paceline import _native
 from paceline.compress.base import MATRICES
 from paceline.engines.native import NativeEngine
+from paceline.engines.native_weights import SharedWeights
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError
 from paceline.lm import LM
@@ -44,7 +46,7 @@ def matrix_bytes(model, layer):
 
 
 @pytest.mark.parametrize("more", ["", "+rtn:bits=8,group=32", "+gptq:bits=4,group=32"])
-def test_shared_matrices_are_stored_once(source, tmp_path, more):  # noqa: F811
+def test_shared_matrices_are_stored_and_held_once(source, tmp_path, monkeypatch, more):  # noqa: F811
     model, notes = compress(source, tmp_path / "out", f"fold:count=2,tokens=0{more}")
     shared = layers(model)
     assert len(shared) == 2
@@ -64,15 +66,17 @@ def test_shared_matrices_are_stored_once(source, tmp_path, more):  # noqa: F811
     assert model.weights.nbytes() == once + vectors + model.weights.stored("embed").nbytes
     engine = NativeEngine(model.config, model.weights, threads=1, format="auto")
     found = logits(engine)
-    engine = ReferenceEngine(model.config, model.weights)
-    for layer, other in shared.items():
-        assert engine._layers[layer]["q"] is engine._layers[other]["q"]
-    reference = logits(engine)
+    assert engine.shared_bytes > 0.9 * (engine.weight_bytes - engine.shared_bytes) / 5
+    monkeypatch.setattr(SharedWeights, "share", lambda *_: False)
+    apart = NativeEngine(model.config, model.weights, threads=1, format="auto")
+    assert apart.shared_bytes == 0
+    assert np.array_equal(found, logits(apart))
+    reference = logits(ReferenceEngine(model.config, model.weights))
     assert np.abs(found - reference).max() < 0.02 * np.abs(reference).max()
 
 
 @pytest.mark.parametrize("more", ["", "+rtn:bits=4,group=32"])
-def test_products_of_low_rank_tell_shared_layers_apart(source, tmp_path, more):  # noqa: F811
+def test_products_of_low_rank_tell_shared_layers_apart(source, tmp_path, monkeypatch, more):  # noqa: F811
     model, _ = compress(source, tmp_path / "out", f"flexigpt:count=2,rank=8,tokens=0{more}")
     for layer, other in layers(model).items():
         for name in ("q", "v", "gate", "down"):
@@ -83,6 +87,7 @@ def test_products_of_low_rank_tell_shared_layers_apart(source, tmp_path, more): 
             assert np.linalg.matrix_rank(one - two, tol=1e-3) <= 8
             assert np.linalg.norm(one - right) < np.linalg.norm(two - right)
     engine = NativeEngine(model.config, model.weights, threads=1, format="auto")
+    assert engine.shared_bytes > 0
     reference = ReferenceEngine(model.config, model.weights)
     dense = ReferenceEngine(model.config, model.weights.to_arrays())
     one, other, naive = (logits(each) for each in (engine, reference, dense))
@@ -162,6 +167,39 @@ def test_entries_that_do_not_fit_the_model_are_refused(source, tmp_path):  # noq
         file.write_text(json.dumps(settings))
         with pytest.raises(ModelError, match=message):
             load(model.path)
+
+
+def test_native_models_share_what_fits_alone(source):  # noqa: F811
+    engine = native_model(source)
+    whole = {name: source.weights.dense(name) for name in source.weights}
+    q = [whole[f"layers.1.{name}"] for name in "qkv"]
+    with pytest.raises(ValueError, match="shared before the other one is stored"):
+        engine.share("layers.2.q", "layers.1.q")
+    engine = native_model(source)
+    for name, values in zip("qkv", q, strict=True):
+        engine.set(f"layers.1.{name}", values)
+    for one, other in (
+        ("layers.1.q", "layers.1.q"),
+        ("layers.2.q", "layers.1.k"),
+        ("layers.2.q", "embed"),
+        ("embed", "layers.1.q"),
+        ("layers.2.attn_norm", "layers.1.q"),
+        ("layers.9.q", "layers.1.q"),
+    ):
+        with pytest.raises(ValueError, match="weight"):
+            engine.share(one, other)
+    engine.share("layers.2.q", "layers.1.q")
+    assert np.array_equal(engine.get("layers.2.v"), engine.get("layers.1.v"))
+    with pytest.raises(ValueError, match="has been shared before"):
+        engine.set("layers.2.k", q[1])
+    with pytest.raises(ValueError, match="too late to choose a format"):
+        engine.share("layers.2.q", "layers.1.q")
+    assert np.array_equal(engine.get("layers.1.k"), q[1])
+
+
+def native_model(model):
+    """Return a native model of the shape of another, without weights."""
+    return _native.NativeModel(model.config, "fp32", "fp32", "fp32", "", 1)
 
 
 def test_gradients_of_shared_matrices_are_those_of_the_naive_form(source):  # noqa: F811

@@ -82,6 +82,7 @@ class Engine(ABC):
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
         weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
+        shared_bytes: those of them that are another layer's, and are in memory once.
         streamed_bytes: size of the weights that each pass reads from a file; 0: all are in memory.
         weights_memory: most bytes of weights in memory where some stream; None: all are there.
         open_pages: upper limit of the pages that a sequence takes besides those of its positions.
@@ -107,6 +108,7 @@ class Engine(ABC):
     threads: int | None = None
     device: str | None = None
     weight_bytes: int | None = None
+    shared_bytes: int = 0
     streamed_bytes: int = 0
     weights_memory: int | None = None
     open_pages: int = 0

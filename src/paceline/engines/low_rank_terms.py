@@ -51,10 +51,16 @@ def split_term(matrix: Linear) -> tuple[Linear, LowRankTerm] | None:
     base, product = matrix.parts
     if not isinstance(product, LowRank):
         return None
+    term = term_of(product)
+    return None if term is None else (base, term)
+
+
+def term_of(product: LowRank) -> LowRankTerm | None:
+    """Return a product of low rank as it is multiplied; None where it is not kept in integers."""
     factors = [_kept(product.right), _kept(product.left)]
     if factors[0] is None or factors[1] is None:
         return None
-    return base, LowRankTerm(factors[0], factors[1])
+    return LowRankTerm(factors[0], factors[1])
 
 
 def pays(base_bits: float, term: LowRankTerm, shape: tuple[int, int]) -> bool:

@@ -179,7 +179,8 @@ class NativeEngine(Engine):
         if weights_memory is not None:
             stream_weights(self._model, weights_memory)
         try:
-            formats = load_weights(self._model, weights, chosen, act != ACTIVATIONS[0])
+            in_bytes, share = act != ACTIVATIONS[0], weights_memory is None
+            formats = load_weights(self._model, weights, chosen, in_bytes, share)
             self._model.finish()
         except _native.NotTernaryError as error:
             raise NotTernaryError(str(error)) from None
@@ -240,6 +241,11 @@ class NativeEngine(Engine):
     def weight_bytes(self) -> int:  # type: ignore[override]  # an attribute there
         """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def shared_bytes(self) -> int:  # type: ignore[override]  # an attribute there
+        """Size of the matrices that are another layer's, and take no memory of their own."""
+        return self._model.shared_bytes
 
     @property
     def screens_drafts(self) -> bool:  # type: ignore[override]  # an attribute there

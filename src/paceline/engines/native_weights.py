@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -19,7 +19,7 @@ from paceline.engines.formats import (
     SPARSE_FORMATS,
     Format,
 )
-from paceline.engines.low_rank_terms import LowRankTerm, pays, split_term
+from paceline.engines.low_rank_terms import LowRankTerm, pays, split_term, term_of
 from paceline.engines.row_codes import Rows
 from paceline.errors import ModelError
 from paceline.models.formats.mapped import is_mapped
@@ -47,6 +47,7 @@ def load_weights(
     weights: Mapping[str, Linear | Floats],
     chosen: Format | None,
     in_bytes: bool = False,
+    share: bool = True,
 ) -> Format:
     """Put all weights into a model.
 
@@ -55,6 +56,7 @@ def load_weights(
         weights: by canonical name. Those of a checkpoint are read as it holds them.
         chosen: the formats, or None to keep each matrix as it is stored.
         in_bytes: whether they shall be such as can be multiplied with activations of 8 bits.
+        share: let layers that share matrices have them in the same memory.
 
     Returns:
         the formats in use; several of the layers are joined by `+`, the largest part first.
@@ -65,11 +67,14 @@ def load_weights(
     sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of the layers; of embedding and head
     done: set[str] = set()
     vectors: list[str] = []
+    sharing = SharedWeights(weights, chosen is None)
     for name in sorted(weights, key=_layer):
         if name in done:
             continue
         parts = _beside(name, weights)
         done.update(parts)
+        if share and sharing.share(model, parts):
+            continue
         read = {part: _read(weights, part) for part in parts}
         matrices = {part: each for part, each in read.items() if isinstance(each, Linear)}
         if name == "positions":
@@ -80,7 +85,9 @@ def load_weights(
         in_layers = name.startswith("layers.")
         form = None if chosen is None else chosen.layers if in_layers else chosen.head
         count = sizes[0] if in_layers else sizes[1]
-        _load_together(model, matrices, form, count, in_bytes)
+        apart = bool(sharing.apart & matrices.keys())
+        if _load_together(model, matrices, form, count, in_bytes, apart):
+            sharing.leave(matrices)
     for name in vectors:  # biases last: they lie as the panels of their matrices do
         model.set(name, *_floats(_read(weights, name)))
     names = ["+".join(sorted(each, key=lambda form: -each[form])) for each in sizes]
@@ -98,7 +105,8 @@ def _load_together(
     form: str | None,
     count: dict[str, int],
     in_bytes: bool,
-) -> None:
+    apart: bool,
+) -> bool:
     """Load the matrices that one product multiplies with, each in its own format.
 
     Args:
@@ -107,6 +115,10 @@ def _load_together(
         form: the format of all; None keeps each as it is stored.
         count: number of weights by format, which is added to.
         in_bytes: as for `load_weights`.
+        apart: let each lie in a matrix of its own.
+
+    Returns:
+        whether low-rank terms are added to any.
     """
     if in_bytes and form is not None:
         form = _IN_BYTES.get(form, form)
@@ -123,7 +135,7 @@ def _load_together(
     first, *others = (
         each.order if isinstance(each, Blocks) else None for _, each in plans.values()
     )
-    apart = not all(_same_order(first, order) for order in others)
+    apart = apart or not all(_same_order(first, order) for order in others)
     for name, (kept, packed) in plans.items():
         group = 1 if packed is None else packed.group_in(kept)
         model.set_format(name, kept, apart, group)
@@ -142,8 +154,64 @@ def _load_together(
         else:
             model.set(name, *_floats(matrix))
     for name, term in terms.items():
-        _load(model, f"{name}.right", term.right[1])
-        _load(model, f"{name}.left", term.left[1])
+        load_term(model, name, term)
+    return bool(terms)
+
+
+def load_term(model: _native.NativeModel, name: str, term: LowRankTerm) -> None:
+    """Load both factors of a low-rank term that a matrix was told of."""
+    _load(model, f"{name}.right", term.right[1])
+    _load(model, f"{name}.left", term.left[1])
+
+
+class SharedWeights:
+    """Matrices that several layers of a model share, so that all but the first need no memory.
+
+    Args:
+        weights: by canonical name.
+        terms: whether products of low rank may be multiplied beside what is shared; otherwise
+            layers with such products have matrices of their own.
+    """
+
+    def __init__(self, weights: Mapping[str, Linear | Floats], terms: bool) -> None:
+        self._weights = weights if isinstance(weights, Weights) else None
+        self._terms = terms
+        self._alone: set[str] = set()
+        self.apart: set[str] = set()  # shared matrices beside which terms are multiplied
+        for name in weights if self._weights is not None and terms else ():
+            if self._weights is not None and self._weights.shared_term(name) is not None:
+                self.apart.add(self._weights.shared_with(name) or name)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Note matrices that cannot be shared, as they have terms themselves."""
+        self._alone.update(names)
+
+    def share(self, model: _native.NativeModel, names: Sequence[str]) -> bool:
+        """Let matrices that one product multiplies with be those of another layer, if they are.
+
+        Returns:
+            whether they are; else they are to be loaded.
+        """
+        if self._weights is None:
+            return False
+        sources = [self._weights.shared_with(name) for name in names]
+        layers = {None if each is None else _layer(each) for each in sources}
+        if None in layers or len(layers) > 1 or self._alone.intersection(map(str, sources)):
+            return False
+        terms: dict[str, LowRankTerm] = {}
+        for name in names:
+            product = self._weights.shared_term(name)
+            term = None if product is None else term_of(product)
+            if product is not None and (term is None or not self._terms):
+                return False
+            if term is not None:
+                terms[name] = term
+        for name, term in terms.items():
+            term.add_to(model, name)
+        model.share(names[0], str(sources[0]))
+        for name, term in terms.items():
+            load_term(model, name, term)
+        return True
 
 
 def _load_blocks(model: _native.NativeModel, name: str, matrix: BlockQuantized) -> None:

@@ -17,7 +17,7 @@ class MemoryUse(NamedTuple):
 
     Attributes:
         peak_bytes: largest resident memory of this process so far, loading and all arms included.
-        weight_bytes: size of the engine's matrices; None if the engine does not report it.
+        weight_bytes: size of the engine's matrices, shared ones once; None if not reported.
         cache_bytes: keys and values of the longest prompt and its answer; None if not reported.
         cache_positions: number of their tokens.
     """
@@ -36,7 +36,9 @@ def measure_memory(engine: Engine, longest: Sequence[int]) -> MemoryUse:
         cache: int | None = getattr(sequence, "bytes", None)
     finally:
         engine.release(sequence)
-    return MemoryUse(peak, engine.weight_bytes, cache, len(longest))
+    whole = engine.weight_bytes
+    held = None if whole is None else whole - engine.shared_bytes
+    return MemoryUse(peak, held, cache, len(longest))
 
 
 def state_bytes(drafter: Drafter) -> int:

@@ -22,12 +22,11 @@ class FlexiGPT(Sharer):
     """Replace layers by earlier ones, with products of low rank that make up for the difference.
 
     A layer that is replaced has the matrices of the nearest layer before that keeps its own, which
-    are stored once (the native engine copies them into memory). Of its own it has norms and, in 8
-    bits, for each matrix the product of `rank` that is closest to the difference of the two (its
-    singular vectors). Layers are chosen one by one: among the `candidates` whose outputs change
-    least, the one with which the model diverges least from what it was. Then these products, all
-    norms, and products of low rank that are merged into other matrices are trained towards the
-    model as it was, as by `recover`.
+    are stored, and in memory, once, and of its own its norms and, in 8 bits, for each matrix the
+    product of `rank` that is closest to the difference of the two (its singular vectors). Layers
+    are chosen one by one: among the `candidates` whose outputs change least, the one with which the
+    model diverges least from what it was. Then these products, all norms, and products of low rank
+    that are merged into other matrices are trained towards the model as it was, as by `recover`.
 
     Attributes:
         count: layers that are replaced, 1 to 1000. Default 3.
@@ -49,9 +48,7 @@ class FlexiGPT(Sharer):
         note="layers are chosen by divergence; the norms of replaced layers are trained",
     )
     catalogue = (230,)
-    missing = {
-        230: "a scale of a replaced layer's outputs, adding layers; the native engine copies them"
-    }
+    missing = {230: "a scale of a replaced layer's outputs, and adding layers to a small model"}
     examples = ("flexigpt:count=1,rank=4,tokens=100",)
 
     def __post_init__(self) -> None:

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 class Fold(Sharer):
     """Let groups of neighbouring layers share the matrices of the first one; norms stay apart.
 
-    What is shared is stored once: a model of the same depth in a smaller file, which computes as
-    much as before; the native engine has a copy of it in memory for every layer.
-
-    Groups grow layer by layer: among the `candidates` whose outputs
+    What is shared is stored, and in memory, once: a model of the same depth in fewer bytes, which
+    computes as much as before. Groups grow layer by layer: among the `candidates` whose outputs
     change least, the one joins with which the model diverges least from what it was. Then norms,
     and products of low rank that are merged into the matrices, are trained towards the model as it
     was, as by `recover`. `layer_drop+fold` removes the least important layers first.
@@ -45,9 +43,7 @@ class Fold(Sharer):
         note="groups by the divergence that sharing makes, not by learnt gates",
     )
     catalogue = (214,)
-    missing = {
-        214: "learnable gates, as layers are chosen by divergence; the native engine copies them"
-    }
+    missing = {214: "learnable gates: layers are dropped by `layer_drop`, joined by divergence"}
     examples = ("fold:count=1,tokens=100", "layer_drop:count=1+fold:count=1")
 
     def terms(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Terms:

@@ -1,4 +1,4 @@
-"""Layers of a checkpoint that share their matrices: stored once.
+"""Layers of a checkpoint that share their matrices: stored, and held in memory, once.
 
 `quantization_config` has `shared_layers`, an object that names, for a layer, an earlier one whose
 matrices it has. What a file holds of such a layer's matrices are products of low rank (`LowRank`)
