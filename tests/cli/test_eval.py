@@ -85,7 +85,7 @@ REFUSED = [
     (("--suite", "mbpp", "--data", "{}"), "allow it with --allow-code"),
     (("--suite", "blimp", "--data", "{}", "--shots", 2), "--shots is of --suite gsm8k or mbpp"),
     (("--suite", "blimp", "--data", "{}", "--chat"), "--chat is of --suite gsm8k or mbpp"),
-    (("--text", "{}/story.txt", "--prefix", "none"), "--prefix is of --suite blimp or lambada"),
+    (("--text", "{}/story.txt", "--prefix", "none"), "--prefix is of --suite babilong"),
     (("--text", "{}/story.txt", "--data", "{}"), "--data is of --suite"),
     (("--text", "{}/story.txt", "--allow-code"), "--allow-code is of --suite"),
     (("--text", "{}/story.txt", "--base-format", "int8"), "--base-format is of --base"),

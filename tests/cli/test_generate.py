@@ -23,6 +23,7 @@ KEYS = {
     "tokens_per_second",
     "finish",
     "tool_calls",
+    "prompt_filter",
     "engine",
     "format",
     "kv_format",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ CONFIG = ModelConfig(
     context=700,
     layers=(
         LayerConfig(4, 2, 10, 24, None, ROPE),
-        LayerConfig(4, 1, 24, 24, 100, ROPE, sinks=70),
+        LayerConfig(4, 1, 24, 24, 100, ROPE),
         LayerConfig(3, 3, 16, 24, 7, ROPE),
     ),
     norm="rms",
@@ -63,8 +64,8 @@ def drawn() -> dict[str, np.ndarray]:
 WEIGHTS = drawn()
 
 
-def native(kv_format: str, **options) -> NativeEngine:
-    engine = NativeEngine(CONFIG, WEIGHTS, kv_format=kv_format, **options)
+def native(kv_format: str, config: ModelConfig = CONFIG, **options) -> NativeEngine:
+    engine = NativeEngine(config, WEIGHTS, kv_format=kv_format, **options)
     engine._model.worth_waking = 0  # share even the smallest pass
     return engine
 
@@ -91,6 +92,12 @@ class Rounded(ReferenceEngine):
         return super()._cache(sequence, index, *map(ROUND[self.kind], (keys, values)))
 
 
+def with_sinks(count: int) -> ModelConfig:
+    """Return the shape with a window that shows the first positions, too."""
+    first, second, third = CONFIG.layers
+    return replace(CONFIG, layers=(first, replace(second, sinks=count), third))
+
+
 LENGTHS = st.one_of(
     *(st.integers(edge - 3, edge + 3) for edge in (64, 128, 256, 320, 512)), st.integers(1, 600)
 )
@@ -100,13 +107,14 @@ LENGTHS = st.one_of(
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_logits_are_those_of_the_reference(kv_format: str, data) -> None:
+    config = with_sinks(data.draw(st.sampled_from((0, 70))))
     if kv_format in GROUPED_KV:
-        reference = ReferenceEngine(CONFIG, WEIGHTS, kv_format=kv_format)
+        reference = ReferenceEngine(config, WEIGHTS, kv_format=kv_format)
     else:
-        reference = Rounded(CONFIG, WEIGHTS)
+        reference = Rounded(config, WEIGHTS)
         reference.kind = kv_format
     isa, threads = data.draw(st.sampled_from(_native.isas())), data.draw(st.integers(1, 3))
-    engine = native(kv_format, isa=isa, threads=threads)
+    engine = native(kv_format, config, isa=isa, threads=threads)
     prompt, tree = tiny.tokens(data.draw(LENGTHS)), data.draw(trees(40))
     share = data.draw(st.sampled_from((0.3, 0.95, 1.0)))  # runs of any length
     positions = np.flatnonzero(np.random.default_rng(len(prompt)).random(len(prompt)) < share)

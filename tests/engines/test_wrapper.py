@@ -12,6 +12,7 @@ from paceline.engines.wrapper import EngineWrapper
 from tests.toy import ToyEngine
 
 COMPOSED = {"start", "extend", "rewind", "forward_screened"}  # made of other operations
+COMPOSED |= {"begin", "finish", "abandon", "passes_in_flight"}  # a wrapped engine runs one pass
 MEMBERS = sorted(
     name
     for name in {*dir(Engine), *inspect.get_annotations(Engine)} - COMPOSED

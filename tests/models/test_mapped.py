@@ -1,5 +1,6 @@
 """Pages of mapped files: what is given back is out of memory, and is read again."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_pages_leave_memory_and_come_back(tmp_path):
 
 @pytest.mark.parametrize("gguf", [False, True])
 def test_weights_free_the_pages_of_their_files(tmp_path, gguf):
-    path = shared("models", "stories260K")
+    path = tmp_path / "copy"  # other tests of this process may have mapped the original
+    shutil.copytree(shared("models", "stories260K"), path)
     file = path / "model.safetensors"
     if gguf:
         file = tmp_path / "copy.gguf"

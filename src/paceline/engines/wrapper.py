@@ -19,7 +19,8 @@ class EngineWrapper(Engine):
     """Forwards every operation and attribute to another engine; subclasses override what differs.
 
     `start`, `extend` and `forward_screened` are not forwarded: they are made of `open`, `forward`
-    and `commit`, and so pass through what a subclass overrides.
+    and `commit`, and so pass through what a subclass overrides. Nor are `begin`, `finish`,
+    `abandon` and `passes_in_flight`: a wrapped engine runs one pass at a time.
 
     Args:
         inner: the engine that does the work. Sequences are its own.
@@ -64,6 +65,11 @@ class EngineWrapper(Engine):
     def weight_bytes(self) -> int | None:  # type: ignore[override]  # an attribute there
         """Size of the weights; see `Engine.weight_bytes`."""
         return self.inner.weight_bytes
+
+    @property
+    def shared_bytes(self) -> int:  # type: ignore[override]  # an attribute there
+        """Weights that several layers share; see `Engine.shared_bytes`."""
+        return self.inner.shared_bytes
 
     @property
     def streamed_bytes(self) -> int:  # type: ignore[override]  # an attribute there
