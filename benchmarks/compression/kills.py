@@ -59,12 +59,12 @@ class Command:
             call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
         )
 
-    def run(self, out: Path, until: float | None = None) -> tuple[bool, float]:
+    def run(self, out: Path, until: float | None = None) -> tuple[bool, float, float]:
         """Run a process to its end, or kill it after so many seconds.
 
         Returns:
-            whether it ended by itself, and the seconds until its work folder was there (until its
-            end if there was none).
+            whether it ended by itself, the seconds until its work folder was there (until its end
+            if there was none), and those until its end.
 
         Raises:
             SystemExit: it failed.
@@ -82,7 +82,8 @@ class Command:
         _, said = process.communicate()
         if process.returncode not in (0, -9):
             raise SystemExit(f"the command failed with {process.returncode}: {said[-2000:]}")
-        return process.returncode == 0, began or perf_counter() - begin
+        whole = perf_counter() - begin
+        return process.returncode == 0, began or whole, whole
 
 
 def work_folder(out: Path) -> Path:
@@ -123,15 +124,15 @@ def kill_again_and_again(
     Raises:
         SystemExit: the command failed, or a folder differs.
     """
-    begin = perf_counter()
-    _, first = command.run(folder / "whole")
-    whole = perf_counter() - begin
+    _, first, whole = command.run(folder / "whole")
     wanted = contents(folder / "whole")
     moments, kills, compared = random.Random(seed), list[Kill](), 0
     while True:
         out = folder / f"out-{compared}"
         moment = moments.uniform(first, whole) if len(kills) < count else None
-        ended, _ = command.run(out, moment)
+        ended, *times = command.run(out, moment)
+        if ended:  # a machine that has become faster would end before every moment
+            first, whole = times
         if not ended and not out.is_dir():
             assert moment is not None
             kills.append(Kill(moment, finished(out)))
