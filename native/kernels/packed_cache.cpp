@@ -9,7 +9,8 @@ namespace {
 
 template <int kBits>
 constexpr PackedKernels packed = {
-    {PackedBlock<kBits>::bytes, OpenRow::put, OpenRow::copy, attend_packed<kBits>, nullptr},
+    {PackedBlock<kBits>::bytes, OpenRow::put, OpenRow::copy, attend_packed<kBits>, nullptr,
+     nullptr},
     packed_attention_bytes,
     close_group<kBits>,
     OpenRow::get,
