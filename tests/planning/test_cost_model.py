@@ -126,9 +126,10 @@ def test_passes_of_answers_may_take_longer_than_the_curve():
 
 def test_passes_of_several_users_are_those_of_the_curve_with_what_each_adds():
     prompts = PromptFacts(1, 50)  # all users begin with the first pass
-    slowdown = Slowdown(plain=0.5, full=3.0, nodes=7, stream=1e-3)
+    slowdown = Slowdown(plain=0.5, full=3.0, nodes=7)
+    engine = replace(ENGINE, batch_overhead=1e-3)
     plain, goal = Setup("m", drafter="plain"), Goal(users=8)
-    said = forecast(plain, ENGINE, NO_DRAFTS, prompts, goal, slowdown)
+    said = forecast(plain, engine, NO_DRAFTS, prompts, goal, slowdown)
     seconds = ENGINE.at(8) + 8 * prompts.cached * ENGINE.slope + 8e-3
     assert said.tokens_per_second == pytest.approx(8 / seconds, rel=0.03)
 
@@ -180,6 +181,7 @@ def test_facts_survive_json(facts):
         (DraftFacts, {"sizes": [-1.0] * 17}),
         (DraftFacts, {"likely_gained": [1.0]}),
         (EngineFacts, {"streamed": -1}),
+        (EngineFacts, {"batch_overhead": -1}),
     ],
 )
 def test_damaged_facts_are_refused(kind, change):

@@ -47,6 +47,7 @@ def test_weights_that_stream_take_what_they_may(measurer):
     facts = EngineFacts.parse(measurer.engine(MODEL, "auto", 1, budget))
     assert facts.weight_bytes == budget
     assert facts.streamed > 0
+    assert whole.batch_overhead >= facts.batch_overhead == 0
     assert facts.nodes[0] == 1
     with pytest.raises(ModelError, match="expected at least"):
         measurer.engine(MODEL, "auto", 1, 1000)
@@ -127,7 +128,6 @@ def test_a_drafter_is_described(measurer):
     assert plain.forward > 0
     assert facts.automatic > 0
     assert plain.automatic == 0  # a budget has nothing to choose
-    assert plain.stream >= facts.stream == 0
 
 
 def test_a_drafter_that_is_slower_than_passes_answers_one_prompt(measurer, monkeypatch):

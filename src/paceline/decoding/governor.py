@@ -200,7 +200,7 @@ class Governor:
 
     @property
     def decided(self) -> tuple[bool, bool]:
-        """What the last `nodes_wanted` decided: to rest, and to check what plain passes take.
+        """Return what `nodes_wanted` decided last: to rest, and to check the time of plain passes.
 
         Can be set, to `record` a pass that was decided before others were.
         """

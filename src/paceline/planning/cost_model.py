@@ -70,13 +70,11 @@ class Slowdown:
         plain: of passes without drafts.
         full: of passes with the largest trees.
         nodes: beyond the root, of the largest trees.
-        stream: seconds that each of several users adds to a pass, beside the pass itself.
     """
 
     plain: float = 1.0
     full: float = 1.0
     nodes: float = MAX_NODES
-    stream: float = 0.0
 
     @classmethod
     def of(
@@ -89,9 +87,9 @@ class Slowdown:
         one = plain.forward / engine.pass_seconds(1, cached, 1, "auto")
         nodes = drafts.nodes[-1]
         if not (drafts.forward and nodes):
-            return cls(one, one, stream=plain.stream)
+            return cls(one, one)
         full = drafts.forward / engine.pass_seconds(1 + nodes, cached, 1, "auto")
-        return cls(one, full, nodes, plain.stream)
+        return cls(one, full, nodes)
 
     def at(self, nodes: ArrayLike) -> NDArray[np.float64]:
         """Return that of trees with so many nodes beyond the root."""
@@ -127,7 +125,7 @@ class AnswerPasses:
         more = [drafts.likely_gained, drafts.likely_sizes] if likely else [(), ()]
         self._gained = np.append(np.array(drafts.gained)[self._budgets], more[0])
         self._nodes = np.append(np.array(drafts.nodes)[self._budgets], more[1])
-        self._slower, self._stream = slowdown.at(self._nodes), slowdown.stream
+        self._slower = slowdown.at(self._nodes)
         idle = np.append(self._budgets == 0, np.zeros(len(more[0]), bool))
         self._overhead, self._draft = drafts.overhead, np.where(idle, 0.0, drafts.seconds)
         self._engine = engine
@@ -146,7 +144,7 @@ class AnswerPasses:
         seconds = self._engine.at_each(users * (1 + self._nodes)) + users * self._cached
         if users == 1:
             return seconds * self._slower + self._overhead + self._draft
-        return seconds + users * (self._stream + self._draft)
+        return seconds + users * (self._engine.batch_overhead + self._draft)
 
     def best(self, users: int) -> tuple[StreamPass, int]:
         """Return the pass with the most tokens a second, and the best fixed budget of a tree."""

@@ -31,6 +31,8 @@ class EngineFacts:
         predicted: nothing was run: sizes and times are estimates.
         reference: seconds that a plain pass of the planned model took at the same time; 0: unknown.
         streamed: bytes of weights that every pass reads from disk.
+        batch_overhead: seconds that each text of a batch adds to a plain pass, beside the pass
+            itself; 0 where it was not measured.
     """
 
     format: str
@@ -45,6 +47,7 @@ class EngineFacts:
     predicted: bool = False
     reference: float = 0.0
     streamed: int = 0
+    batch_overhead: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -72,11 +75,12 @@ class EngineFacts:
             bool(found["predicted"]),
             float(found["reference"]),
             int(found["streamed"]),
+            float(found["batch_overhead"]),
         )
         if not (
             min(seconds) > 0
             and facts.prefill > 0
-            and min(facts.slope, facts.reference, facts.streamed) >= 0
+            and min(facts.slope, facts.reference, facts.streamed, facts.batch_overhead) >= 0
         ):
             raise ValueError("times of 0 or less")
         return facts
@@ -120,6 +124,7 @@ class EngineFacts:
             slope=ratio * self.slope,
             prefill=ratio * self.prefill,
             reference=ratio * self.reference,
+            batch_overhead=ratio * self.batch_overhead,
         )
 
     def pass_seconds(
@@ -203,8 +208,6 @@ class DraftFacts:
         likely_gained, likely_sizes: the same where each pass keeps the nodes above some path
             probability, for several of those.
         automatic: seconds of a token with an automatic budget; 0 where it was not measured.
-        stream: seconds that each text of a batch adds to a pass of plain decoding, beside the pass
-            itself; 0 where it was not measured.
     """
 
     gained: tuple[float, ...]
@@ -219,7 +222,6 @@ class DraftFacts:
     likely_gained: tuple[float, ...] = ()
     likely_sizes: tuple[float, ...] = ()
     automatic: float = 0.0
-    stream: float = 0.0
 
     @property
     def budget(self) -> int:
@@ -249,8 +251,8 @@ class DraftFacts:
             int(found[name]) for name in ("state_bytes", "model_bytes", "page_bytes")
         )
         reference = float(found["reference"])
-        seconds, overhead, forward, automatic, stream = (
-            float(found[name]) for name in ("seconds", "overhead", "forward", "automatic", "stream")
+        seconds, overhead, forward, automatic = (
+            float(found[name]) for name in ("seconds", "overhead", "forward", "automatic")
         )
         sizes = tuple(map(float, found["sizes"]))
         if sizes and (len(sizes) != len(gained) or not all(0 <= n < 1e6 for n in sizes)):
@@ -261,9 +263,8 @@ class DraftFacts:
         if len(likely) != len(nodes) or not all(0 <= n < 1e6 for n in (*likely, *nodes)):
             raise ValueError("other likely sizes than gains")
         times = (seconds, overhead, forward)
-        more = (automatic, stream)
-        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes, *more)
-        if not min(*times, reference, *more) >= 0:
+        facts = cls(gained, *times, state, model, page, reference, sizes, likely, nodes, automatic)
+        if not min(*times, reference, automatic) >= 0:
             raise ValueError("a time below 0")
         return facts
 
@@ -276,7 +277,6 @@ class DraftFacts:
             overhead=ratio * self.overhead,
             forward=ratio * self.forward,
             automatic=ratio * self.automatic,
-            stream=ratio * self.stream,
             reference=ratio * self.reference,
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import registry
-from paceline.core import Cost, Request
+from paceline.core import Request
 from paceline.drafters.base import Drafter, engines_of
 from paceline.engines.base import Engine
 from paceline.engines.cost import measure_cost
@@ -30,6 +30,7 @@ from paceline.measuring.recording import RecordingFixedBudget
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import trace_path
+from paceline.planning.batch_overhead import batch_overhead
 from paceline.planning.decoded_loss import decoded_nats
 from paceline.planning.draft_gains import THRESHOLDS, likely_passes, passes_needed, tree_sizes
 from paceline.planning.measured_facts import (
@@ -43,7 +44,6 @@ from paceline.planning.model_sizes import page_bytes
 from paceline.planning.scorers import scorer
 from paceline.planning.settled_head import settle_head
 from paceline.planning.setups import CacheForm
-from paceline.planning.stream_overhead import stream_seconds
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
 _REPEATS, _REFERENCE_REPEATS = 5, 15
@@ -173,7 +173,11 @@ class EngineMeasurer:
         lm = self.open(path, _options(weight_format, threads=threads, weights=weights_memory))
         engine, context = lm.engine, lm.engine.config.context
         copy = settle_head(engine)
-        cost = measure_streamed(engine, _STREAMED_SECONDS) if streams else self._cost(lm)
+        cost = (
+            measure_streamed(engine, _STREAMED_SECONDS)
+            if streams
+            else known_cost(engine, self._folder)
+        )
         facts = EngineFacts(
             str(engine.format),
             _resident(engine, weights_memory) + copy,
@@ -185,6 +189,7 @@ class EngineMeasurer:
             page_bytes(lm.model),
             engine.config.vocab_size,
             streamed=engine.streamed_bytes,
+            batch_overhead=0.0 if streams else batch_overhead(lm, self.requests(lm), cost),
         )
         return facts.document()
 
@@ -284,12 +289,8 @@ class EngineMeasurer:
             likely_gained=tuple((tokens / likely[0].clip(1.0)).clip(1.0).tolist()),
             likely_sizes=tuple((likely[1] / likely[0].clip(1.0)).tolist()),
             automatic=automatic,
-            stream=0.0 if drafter != "plain" else stream_seconds(lm, requests, self._cost(lm)),
         )
         return facts.document()
-
-    def _cost(self, lm: LM) -> Cost:
-        return known_cost(lm.engine, self._folder)
 
     @staticmethod
     def _automatic(lm: LM, drafter: Drafter, requests: Sequence[Request]) -> float:

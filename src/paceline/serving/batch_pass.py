@@ -62,7 +62,7 @@ class BatchPass:
         ready: those of `decoding` whose draft models and guides have caught up.
         groups: the trees by the pool of their drafter.
         started: the forward pass; None before.
-        begun: when it was started, on the clock of `perf_counter`.
+        begun: when its guides began, on the clock of `perf_counter`: their time is the pass's, too.
     """
 
     parts: list[BatchEntry]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from paceline.models.trace import Trace
 
 
+_METHODS = 8  # unused pools that are kept besides that of the model's own method
+
+
 @dataclass(frozen=True)
 class Decision:
     """How trees of a pass were sized.
@@ -38,9 +41,6 @@ class Decision:
 
     wanted: int
     decided: tuple[bool, bool]
-
-
-_METHODS = 8  # unused pools that are kept besides that of the model's own method
 
 
 class DrafterPool:

@@ -204,13 +204,12 @@ class Worker:
         self._draft(batch)
         drafted = perf_counter()
         batch.ready = self._runner.run_guides(batch.ready)
-        batch.begun = perf_counter()
-        batch.started = self._runner.begin([*batch.parts, *batch.ready])
+        guided = perf_counter()
+        batch.started, batch.begun = self._runner.begin([*batch.parts, *batch.ready]), drafted
         self._flights.append(batch)
         self.stats.draft += drafted - scheduled
-        self.stats.guide += batch.begun - drafted
-        self.stats.forward += perf_counter() - batch.begun
-        batch.begun = drafted
+        self.stats.guide += guided - drafted
+        self.stats.forward += perf_counter() - guided
         return True
 
     def _finish(self, batch: BatchPass) -> list[JobEvent]:

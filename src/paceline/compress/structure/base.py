@@ -18,7 +18,10 @@ from paceline.registry import check_range
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.compress.reconstruct.recovery import Recovery, TrainedLayer
+
 CHOICES = ("cosine", "loss", "last")
+_DTYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -250,3 +253,72 @@ def layer_states(
 def kept_tensors(tensors: Mapping[str, Tensor], shape: LayerConfig) -> dict[str, Tensor]:
     """Return the tensors of the parts that a layer has."""
     return {name: each for name, each in tensors.items() if has_part(shape, name)}
+
+
+@dataclass(frozen=True)
+class Distilled(StructureMethod, ABC):
+    """A method that trains layers on the divergence from the original, and removes none.
+
+    Attributes:
+        tokens: that are trained on, 1 to 10^9; texts come again where there are fewer. Default
+            32000.
+        parameters: what is trained, a key of `rates`. Default lora.
+        rank: of products of low rank, 1 to 1024. Default 32.
+        rate: of Adam at the beginning, 0 to 1; it falls to zero by a cosine. 0, the default, takes
+            that of `rates`.
+        batch: texts of a step, 1 to 1024. Default 2.
+        dtype: of the products in blocks, fp32 or bf16. Default fp32.
+        rates: the usual rate of each choice of parameters.
+    """
+
+    tokens: int = 32_000
+    parameters: str = "lora"
+    rank: int = 32
+    rate: float = 0.0
+    batch: int = 2
+    dtype: str = "fp32"
+
+    rates: ClassVar[Mapping[str, float]] = {}
+
+    def __post_init__(self) -> None:
+        check_range(1, 10**9, self.name, tokens=self.tokens)
+        check_range(1, 1024, self.name, rank=self.rank, batch=self.batch)
+        check_range(0, 1, self.name, rate=self.rate)
+        if self.dtype not in _DTYPES:
+            raise MethodError(f"{self.name}:dtype is {self.dtype!r}, expected fp32 or bf16")
+        if self.parameters not in self.rates:
+            raise MethodError(
+                f"{self.name}:parameters is {self.parameters!r}, expected {', '.join(self.rates)}"
+            )
+
+    @property
+    def half(self) -> bool:
+        """Return whether blocks multiply in bfloat16."""
+        return self.dtype == "bf16"
+
+    def trained_layers(self, before: Sequence[Mapping[str, Tensor]]) -> list[TrainedLayer]:
+        """Return the layers with what is trained, from their float32 tensors."""
+        import torch
+
+        from paceline.compress.reconstruct.recovery import TrainedLayer
+
+        generator = torch.Generator().manual_seed(0)
+        return [TrainedLayer(each, self.parameters, self.rank, generator) for each in before]
+
+    def train(self, recovery: Recovery, folder: Path) -> int:
+        """Train, or go on where an interrupted training was; return the tokens."""
+        size = min(self.batch, len(recovery.split.trained)) * recovery.student.texts.shape[1]
+        steps = max(1, round(self.tokens / size))
+        rate = self.rate or self.rates[self.parameters]
+        recovery.train(steps, rate, folder / "training.safetensors")
+        return steps * size
+
+
+def trained_model(
+    model: WholeModel, tuned: Sequence[Mapping[str, Tensor]], better: bool
+) -> list[KeptLayer]:
+    """Return all layers of a model, with what training made of them if that is better."""
+    return [
+        KeptLayer(index, shape, tuned[index] if better else {})
+        for index, shape in enumerate(model.config.layers)
+    ]

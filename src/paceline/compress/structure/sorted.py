@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from paceline.compress.structure.base import KeptLayer, Structure, StructureMethod
+from paceline.compress.structure.base import Distilled, Structure, trained_model
 from paceline.compress.whole_model import WholeModel
 from paceline.core import Exactness
 from paceline.errors import MethodError
-from paceline.registry import Source, check_range, structures
-
-PARAMETERS = ("lora", "all")
-_RATES = {"lora": 1e-3, "all": 1e-4}
+from paceline.registry import Source, structures
 
 
 @structures.register("sorted", Exactness.LOSSY)
 @dataclass(frozen=True)
-class Sorted(StructureMethod):
+class Sorted(Distilled):
     """Train a model so that its first layers, with its norm and head, predict what all of them do.
 
     The loss is the sum over depths, that of the whole model included, of the divergence from the
@@ -41,13 +39,8 @@ class Sorted(StructureMethod):
     """
 
     depths: str = ""
-    tokens: int = 32_000
-    parameters: str = "lora"
-    rank: int = 32
-    rate: float = 0.0
-    batch: int = 2
-    dtype: str = "fp32"
 
+    rates: ClassVar = {"lora": 1e-3, "all": 1e-4}
     source = Source(
         authors="Kavehzadeh et al.",
         title="Sorted LLaMA: Unlocking the Potential of Intermediate Layers of Large Language "
@@ -60,40 +53,23 @@ class Sorted(StructureMethod):
     missing = {139: "the depth chosen for each request by its latency"}
     examples = ("sorted:depths=1,tokens=400,rank=2",)
 
-    def __post_init__(self) -> None:
-        check_range(1, 10**9, self.name, tokens=self.tokens)
-        check_range(1, 1024, self.name, rank=self.rank, batch=self.batch)
-        check_range(0, 1, self.name, rate=self.rate)
-        if self.dtype not in ("fp32", "bf16"):
-            raise MethodError(f"{self.name}:dtype is {self.dtype!r}, expected fp32 or bf16")
-        if self.parameters not in PARAMETERS:
-            raise MethodError(
-                f"{self.name}:parameters is {self.parameters!r}, expected {', '.join(PARAMETERS)}"
-            )
-
     def restructure(self, model: WholeModel, base: WholeModel, folder: Path) -> Structure:
         """See `StructureMethod`.
 
         Raises:
             MethodError: the model has no such depths.
         """
-        import torch
-
         from paceline.compress.reconstruct.nested import NestedRecovery
-        from paceline.compress.reconstruct.recovery import TrainedLayer
 
-        shapes = model.config.layers
-        depths = [*self._depths(len(shapes)), len(shapes)]
-        generator = torch.Generator().manual_seed(0)
-        before = [dict(model.layer(index)) for index in range(len(shapes))]
-        layers = [TrainedLayer(each, self.parameters, self.rank, generator) for each in before]
-        half = self.dtype == "bf16"
-        training = NestedRecovery(model, base.in_memory, layers, self.batch, half, depths=depths)
-        size = min(self.batch, len(training.split.trained)) * model.texts.shape[1]
-        steps = max(1, round(self.tokens / size))
+        count = len(model.config.layers)
+        depths = [*self._depths(count), count]
+        before = [dict(model.layer(index)) for index in range(count)]
+        layers = self.trained_layers(before)
+        training = NestedRecovery(
+            model, base.in_memory, layers, self.batch, self.half, depths=depths
+        )
         old = training.errors(before)
-        rate = self.rate or _RATES[self.parameters]
-        training.train(steps, rate, folder / "training.safetensors")
+        tokens = self.train(training, folder)
         tuned = [layer.final() for layer in layers]
         new = training.errors([one | two for one, two in zip(before, tuned, strict=True)])
         better = sum(new) < sum(old)
@@ -102,15 +78,11 @@ class Sorted(StructureMethod):
             for depth, one, two in zip(depths, old, new, strict=True)
         )
         note = (
-            f"{self.name} trained {self.parameters} on {steps * size} tokens; the divergence from "
+            f"{self.name} trained {self.parameters} on {tokens} tokens; the divergence from "
             f"the original on held-out texts, in nats a token, went with {said}"
             f"{'' if better else ', which is no better in sum, so that all stays as it was'}."
         )
-        kept = [
-            KeptLayer(index, shape, tuned[index] if better else {})
-            for index, shape in enumerate(shapes)
-        ]
-        return Structure(kept, note)
+        return Structure(trained_model(model, tuned, better), note)
 
     def _depths(self, count: int) -> list[int]:
         """Return the depths that are trained beside the whole model, increasing."""

@@ -32,7 +32,7 @@ class Member(NamedTuple):
 
     @property
     def entry(self) -> StageEntry:
-        """What a node is told."""
+        """Return what a node is told."""
         return StageEntry(self.own.key, self.tree.tokens, self.tree.parents)
 
 

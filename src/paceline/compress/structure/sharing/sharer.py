@@ -92,7 +92,8 @@ class Sharer(StructureMethod):
         order = sorted(nearness, key=nearness.__getitem__)
         sources: dict[int, int] = {}
         for _ in range(self.count):
-            tried = [each for each in order if each not in sources | _owners(sources)]
+            taken = {*sources, *sources.values()}
+            tried = [each for each in order if each not in taken]
             choices = [{**sources, each: _root(sources, each - 1)} for each in tried]
             if not choices:
                 raise MethodError(
@@ -190,11 +191,6 @@ def _fits(model: WholeModel, index: int, source: int) -> bool:
         for at in (index, source)
     )
     return one == other
-
-
-def _owners(sources: Mapping[int, int]) -> dict[int, None]:
-    """Return the layers whose matrices others have."""
-    return dict.fromkeys(sources.values())
 
 
 def _root(sources: Mapping[int, int], index: int) -> int:

@@ -11,11 +11,11 @@ from paceline.lm import LM
 from paceline.serving.messages import Job
 from paceline.serving.worker import Worker
 
-_STREAMS, _TOKENS = 4, 12  # texts of the batch, and tokens of each answer
+_TEXTS, _TOKENS = 4, 12  # texts of the batch, and tokens of each answer
 _PROMPT_TOKENS = 8  # few, so that the first pass reads all prompts
 
 
-def stream_seconds(lm: LM, requests: Sequence[Request], cost: Cost) -> float:
+def batch_overhead(lm: LM, requests: Sequence[Request], cost: Cost) -> float:
     """Return the seconds that each text adds to a plain pass of a small batch.
 
     Sampling, stop rules and what the scheduler does for a text are in it.
@@ -25,18 +25,18 @@ def stream_seconds(lm: LM, requests: Sequence[Request], cost: Cost) -> float:
         requests: give the prompts; at least one.
         cost: T(n) of its passes.
     """
-    worker, times = Worker(lm, _STREAMS, queue=_STREAMS), []
+    worker, times = Worker(lm, _TEXTS, queue=_TEXTS), []
     try:
-        for place in range(_STREAMS):
+        for place in range(_TEXTS):
             prompt = requests[place % len(requests)].prompt[-_PROMPT_TOKENS:]
             request = lm.request(prompt, max_new_tokens=_TOKENS, ignore_eos=True)
             worker.submit(Job(str(place), request))
         while not worker.idle:
             start = perf_counter()
             events = worker.step()
-            if sum(len(event.tokens) for event in events) == _STREAMS:
+            if sum(len(event.tokens) for event in events) == _TEXTS:
                 times.append(perf_counter() - start)
     finally:
         worker.close()
         lm.engine.shared = None
-    return max(median(times) - cost.at(_STREAMS), 0.0) / _STREAMS if times else 0.0
+    return max(median(times) - cost.at(_TEXTS), 0.0) / _TEXTS if times else 0.0
